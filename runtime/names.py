@@ -1,0 +1,39 @@
+"""Names that graphs, manifest and engines share: tensors, ops, graphs, files.
+
+Shape letters: B slots, S tokens now, T tokens in the cache, P patches, M image tokens, H heads,
+D head size, C width, E experts, K experts per token, R latent rank, V vocabulary.
+"""
+
+DOMAIN = "kimivl"
+"""ONNX domain of the neutral ops; each has a function body in standard ops."""
+
+ROUTER = "Router"
+EXPERTS_UP = "ExpertsUp"
+EXPERTS_DOWN = "ExpertsDown"
+LATENT_ATTENTION = "LatentAttention"
+
+PATCHES = "patches"
+ROW_WEIGHTS = "row_weights"
+COLUMN_WEIGHTS = "column_weights"
+MERGED = "merged"
+FEATURES = "features"
+HIDDEN = "hidden"
+HIDDEN_OUT = "hidden_out"
+CACHE = "cache"
+CACHE_OUT = "cache_out"
+LENGTHS = "lengths"
+ROWS = "rows"
+LOGITS = "logits"
+TAP_EXPERTS = "tap_experts"
+TAP_SCORES = "tap_scores"
+TAP_MARGIN = "tap_margin"
+
+VISION = "vision"
+PROJECTOR = "projector"
+HEAD = "head"
+EMBEDDING = "embedding"
+
+
+def layer_name(layer: int) -> str:
+    """Name the graph of one decoder layer, so that names sort in order."""
+    return f"layer_{layer:02d}"
