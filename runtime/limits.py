@@ -9,6 +9,8 @@ class Limits:
 
     max_tokens: int
     """Capacity of one slot: prompt and answer together."""
+    max_input_tokens: int
+    """Longest prompt."""
     max_slots: int
     """Sequences that live in the cache at the same time."""
     max_patches: int

@@ -1,0 +1,70 @@
+# The commands of this repository; `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix docs wheel bench clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.tool ## a small random checkpoint, compiled and asked about a photo
+	@rm -rf out/demo
+	$(BIN)/python tool.py synth tiny out/demo/checkpoint
+	$(BIN)/python tool.py compile out/demo/checkpoint out/demo/artifact --recipe fp32 --target cpu
+	$(BIN)/python tool.py run out/demo/artifact --image examples/coffee.jpg "What is in this picture?" --max-new-tokens 48
+
+test: check ## the checks, then every test
+	@$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev ## lint, format and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+fix: $(VENV)/.dev ## repair lint and format where a tool can
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+
+docs: $(VENV)/.tool ## rewrite docs/cli.md from --help
+	@$(BIN)/python -m commands.cli_page > docs/cli.md.new
+	@mv docs/cli.md.new docs/cli.md
+
+wheel: $(VENV)/.dev ## the runtime as dist/kimivl-*.whl
+	@rm -rf build  # setuptools would pack modules that no longer exist
+	@$(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist . > /dev/null
+	@ls dist/kimivl-*.whl
+
+bench: $(VENV)/.tool ## time the tiny model and two full-size layers
+	@$(BIN)/python -m benchmarks.run
+
+clean: ## remove what these commands made; other artifacts in out/ stay
+	@rm -rf .venv build dist kimivl.egg-info out/demo .mypy_cache .pytest_cache .ruff_cache
+
+# A stamp stands for a finished installation: an interrupted one starts again.
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not; try: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@touch $@
+
+# torch goes first, alone, so that nothing else chooses its version.
+$(VENV)/.tool: pyproject.toml $(VENV)/.python
+	@echo "Installing torch and the toolkit into $(VENV); this takes some minutes once ..."
+	@$(PIP) torch==2.13.0
+	@$(PIP) --editable '.[tool]'
+	@touch $@
+
+# torchvision serves the tests alone: transformers' image processor, the oracle for our patches,
+# asks for it. Without its dependencies, so that it cannot replace torch.
+$(VENV)/.dev: $(VENV)/.tool
+	@echo "Installing the development tools into $(VENV) ..."
+	@$(PIP) --group dev
+	@$(PIP) --no-deps torchvision==0.28.0
+	@touch $@

@@ -1,0 +1,1 @@
+"""Neutral graphs to engines for a target: lowering, building, checking."""

@@ -1,0 +1,135 @@
+"""The build stage: lower an artifact's neutral graphs to one target and note it in the manifest."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export.graph.journal import Journal, key_of
+from export.graph.weights_file import WEIGHTS_FOLDER, bind_weights, write_weights
+from runtime.artifact import Artifact
+from runtime.config import KimiVLConfig
+from runtime.errors import InputError, UnsupportedError
+from runtime.files import sha256_of, write_bytes
+from runtime.limits import Limits
+from runtime.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
+from runtime.patches import ImageRule, max_patches
+from runtime.progress import Progress, silent
+
+from .cpu_passes import ComputeInFloat32, FuseExperts
+from .lowering import Lowered, Pass, lower
+
+STAGE = "build"
+DEFAULT_MAX_TOKENS = 8192
+DEFAULT_PREFILL_CHUNK = 512
+
+PASSES: dict[str, Callable[[], list[Pass]]] = {
+    "cpu": lambda: [ComputeInFloat32(), FuseExperts()],
+}
+"""The lowering of each target, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """The sizes to build for; None means a default that the checkpoint decides."""
+
+    max_tokens: int | None = None
+    max_input_tokens: int | None = None
+    max_slots: int = 1
+    max_image_tokens: int | None = None
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+
+    def limits(self, config: KimiVLConfig, rule: ImageRule) -> Limits:
+        """Turn the options into limits.
+
+        Raises:
+            InputError: a size is not positive or larger than the model allows.
+        """
+        positions = config.decoder.max_positions
+        max_tokens = self.max_tokens or min(DEFAULT_MAX_TOKENS, positions)
+        max_input_tokens = self.max_input_tokens or max_tokens
+        patches = 4 * self.max_image_tokens if self.max_image_tokens else max_patches(rule)
+        limits = Limits(
+            max_tokens=max_tokens,
+            max_input_tokens=max_input_tokens,
+            max_slots=self.max_slots,
+            max_patches=patches,
+            prefill_chunk=min(self.prefill_chunk, max_tokens),
+        )
+        wrong = [name for name, value in asdict(limits).items() if value < 1]
+        if wrong:
+            raise InputError(f"limits: {', '.join(wrong)} must be at least 1")
+        if max_tokens > positions:
+            raise InputError(
+                f"a cache of {max_tokens} tokens: the model was made for at most {positions}; "
+                f"use --max-kv-cache-capacity {positions}"
+            )
+        if max_input_tokens > max_tokens:
+            raise InputError(
+                f"a prompt of {max_input_tokens} tokens does not fit a cache of {max_tokens}; "
+                "raise --max-kv-cache-capacity or lower --max-input-len"
+            )
+        return limits
+
+
+def build_target(
+    folder: Path, target: str, options: BuildOptions, progress: Progress = silent
+) -> Manifest:
+    """Lower all graphs of an artifact for a target; resume or reuse what is already there.
+
+    Raises:
+        ArtifactError: the folder is incomplete or altered.
+        UnsupportedError: there is no such target.
+    """
+    if target not in PASSES:
+        raise UnsupportedError(f"target {target!r}: known ones are {', '.join(PASSES)}")
+    artifact = Artifact.open(folder)
+    config = KimiVLConfig.load(artifact.model_folder / "config.json")
+    passes = PASSES[target]()
+    manifest = artifact.manifest
+    record = TargetRecord(
+        graphs={name: _lowered_path(path, target) for name, path in manifest.graphs.items()},
+        cache=CacheRecord(dtype="float32", width=config.decoder.latent_width),
+        limits=options.limits(config, ImageRule.load(artifact.model_folder)),
+        passes=tuple(step.name for step in passes),
+    )
+    if manifest.targets.get(target) == record:
+        return manifest
+    neutral = {name: manifest.files[path].sha256 for name, path in manifest.graphs.items()}
+    key = key_of({"target": target, "passes": list(record.passes), "neutral": neutral})
+    journal = Journal(folder, f"{STAGE}-{target}", key)
+    for done, (name, path) in enumerate(manifest.graphs.items(), start=1):
+        _build_graph(folder, path, record.graphs[name], passes, journal)
+        progress(STAGE, done, len(manifest.graphs))
+    manifest = manifest.with_target(target, record, dict(sorted(journal.files.items())))
+    manifest.write(folder)
+    journal.close()
+    return manifest
+
+
+def _build_graph(
+    folder: Path, source: str, result: str, passes: list[Pass], journal: Journal
+) -> None:
+    """Lower one graph: its new weights first, then the graph that names them."""
+    if result in journal.files:
+        return
+    lowered = lower(ir.load(folder / source), passes)
+    if lowered.new_weights:
+        place = Path(result)
+        name = f"{WEIGHTS_FOLDER}/{place.stem}.bin"
+        journal.ensure(
+            (place.parent / name).as_posix(), lambda path: write_weights(path, lowered.new_weights)
+        )
+        bind_weights(lowered.model.graph, lowered.new_weights, name)
+    journal.ensure(result, lambda path: _write_model(lowered, path))
+
+
+def _write_model(lowered: Lowered, path: Path) -> FileRecord:
+    write_bytes(path, ir.to_proto(lowered.model).SerializeToString(deterministic=True))
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def _lowered_path(path: str, target: str) -> str:
+    """`graphs/layer_00.onnx` to `graphs/layer_00.cpu.onnx`: beside the weights that both read."""
+    return f"{path.removesuffix('.onnx')}.{target}.onnx"

@@ -1,0 +1,1 @@
+"""Checkpoint to neutral ONNX graphs: reading, torch modules, tracing, writing."""

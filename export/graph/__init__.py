@@ -1,0 +1,1 @@
+"""ONNX helpers without torch: function bodies, passes, weights in external files."""

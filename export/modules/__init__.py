@@ -1,0 +1,1 @@
+"""The model as torch modules, in a form that traces: attribute names are the checkpoint's names."""

@@ -1,0 +1,212 @@
+"""The engine protocol on ONNX Runtime's CPU provider: one session per graph, cache in place.
+
+Sessions are made from bytes that were hashed, with the artifact's weights folder beside them. Idle
+thread pools are told to stop spinning, since 30 sessions share the cores.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnxruntime as ort
+
+from . import names
+from .artifact import Artifact
+from .cache import LatentCache
+from .engine import FloatArray, IntArray
+from .errors import ArtifactError, CapacityError, NumericError
+from .limits import Limits
+from .manifest import TableRecord
+from .patches import PatchedImage, position_weights
+
+Observer = Callable[[int, dict[str, np.ndarray]], None]
+"""Told the router's decisions of a layer after each step: layer number, tap name to values."""
+
+_TAPS = (names.TAP_EXPERTS, names.TAP_SCORES, names.TAP_MARGIN)
+
+
+class OnnxEngine:
+    """Runs an artifact's graphs for one target of ONNX Runtime."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        target: str = "cpu",
+        *,
+        num_threads: int | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """Load all graphs.
+
+        Args:
+            artifact: opened, hence checked.
+            target: which of its targets.
+            num_threads: cores to use; all that this process may, if left out.
+            observer: told the taps of an artifact that was exported with them.
+        """
+        record = artifact.target(target)
+        self._limits = record.limits
+        self._observer = observer
+        self._layer_numbers = artifact.manifest.layers
+        self._table = EmbeddingTable(artifact)
+        self._table_size = _table_size(artifact)
+        options = _session_options(artifact, num_threads)
+        sessions = {name: _load(artifact, path, options) for name, path in record.graphs.items()}
+        self._vision = sessions[names.VISION]
+        self._projector = sessions[names.PROJECTOR]
+        self._head = sessions[names.HEAD]
+        self._layers = [sessions[names.layer_name(layer)] for layer in self._layer_numbers]
+        self._cache = LatentCache(len(self._layers), record.cache.width, record.limits)
+
+    @property
+    def limits(self) -> Limits:
+        """The sizes this engine was built for."""
+        return self._limits
+
+    def encode(self, image: PatchedImage) -> FloatArray:
+        """Turn one image into its rows of the prompt, (M, C)."""
+        grid = image.grid
+        if grid.h * grid.w > self._limits.max_patches:
+            raise CapacityError(
+                f"an image of {grid.h} x {grid.w} patches does not fit the limit of "
+                f"{self._limits.max_patches}; shrink it or build with a larger --max-image-tokens"
+            )
+        rows, columns = self._table_size
+        inputs = {
+            names.PATCHES: image.patches,
+            names.ROW_WEIGHTS: position_weights(grid.h, rows),
+            names.COLUMN_WEIGHTS: position_weights(grid.w, columns),
+        }
+        merged = self._vision.run(None, inputs)[0]
+        features: FloatArray = self._projector.run(None, {names.MERGED: merged})[0]
+        _check_finite(features, "the vision encoder")
+        return features
+
+    def embed(self, ids: IntArray) -> FloatArray:
+        """Look up token ids (S,) in the embedding table, (S, C)."""
+        return self._table.rows(ids)
+
+    def step(
+        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> FloatArray:
+        """Append S tokens to each of B slots and return the logits of chosen tokens (N, V)."""
+        self._check_step(slots, hidden, lengths)
+        first = int(lengths.min())
+        last = int(lengths.max()) + hidden.shape[1]
+        state = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(hidden))
+        counts = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(lengths))
+        for layer, session in enumerate(self._layers):
+            with self._cache.window(layer, slots, first, last) as window:
+                cache = ort.OrtValue.ortvalue_from_numpy(window)
+                state = self._run_layer(layer, session, state, cache, counts)
+        if rows.size == 0:
+            return np.zeros((0, self._table.vocab_size), dtype=np.float32)
+        inputs = {names.HIDDEN: state, names.ROWS: ort.OrtValue.ortvalue_from_numpy(rows)}
+        outputs = self._head.run_with_ort_values([names.LOGITS], inputs)
+        logits: FloatArray = outputs[0].numpy()
+        _check_finite(logits, "the decoder")
+        return logits
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` cached tokens of one slot to another."""
+        self._cache.copy_prefix(source, target, length)
+
+    def _run_layer(
+        self,
+        layer: int,
+        session: ort.InferenceSession,
+        state: ort.OrtValue,
+        cache: ort.OrtValue,
+        lengths: ort.OrtValue,
+    ) -> ort.OrtValue:
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(names.HIDDEN, state)
+        binding.bind_ortvalue_input(names.CACHE, cache)
+        binding.bind_ortvalue_input(names.LENGTHS, lengths)
+        binding.bind_output(names.HIDDEN_OUT)
+        binding.bind_ortvalue_output(names.CACHE_OUT, cache)  # written in place
+        has_taps = self._observer is not None and len(session.get_outputs()) > 2
+        for tap in _TAPS if has_taps else ():
+            binding.bind_output(tap)
+        session.run_with_iobinding(binding)
+        outputs = binding.get_outputs()
+        if self._observer is not None and has_taps:
+            taps = {name: value.numpy() for name, value in zip(_TAPS, outputs[2:], strict=True)}
+            self._observer(self._layer_numbers[layer], taps)
+        return outputs[0]
+
+    def _check_step(self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray) -> None:
+        if len(set(slots)) != len(slots) or not len(slots) == len(lengths) == hidden.shape[0]:
+            raise ValueError(f"slots {slots}, lengths {lengths.shape}, hidden {hidden.shape}")
+        if not all(0 <= slot < self._limits.max_slots for slot in slots):
+            raise CapacityError(
+                f"slots {list(slots)}: the engine has {self._limits.max_slots}; "
+                "build with a larger --max-batch-size"
+            )
+        needed = int(lengths.max()) + hidden.shape[1]
+        if needed > self._limits.max_tokens:
+            raise CapacityError(
+                f"{needed} tokens do not fit a cache of {self._limits.max_tokens}; shorten the "
+                f"prompt or build with --max-kv-cache-capacity {needed}"
+            )
+
+
+class EmbeddingTable:
+    """Rows of the embedding, read from the mapped file and widened to float32."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Map the table."""
+        record: TableRecord = artifact.manifest.embedding
+        self._is_bfloat16 = record.dtype == "bfloat16"
+        stored = np.dtype(np.uint16 if self._is_bfloat16 else record.dtype)
+        path = artifact.folder / record.path
+        self._table = np.memmap(path, dtype=stored, mode="r", shape=record.shape)
+        self.vocab_size = record.shape[0]
+
+    def rows(self, ids: IntArray) -> FloatArray:
+        """Return the rows of ids (S,) as (S, C)."""
+        stored = np.asarray(self._table[ids])
+        if self._is_bfloat16:
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32)
+
+
+def _session_options(artifact: Artifact, num_threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # shapes change at every step
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _load(artifact: Artifact, path: str, options: ort.SessionOptions) -> ort.InferenceSession:
+    folder = (artifact.folder / path).parent
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder.resolve())
+    )
+    content = artifact.read_checked(path)
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the bindings raise many types without a base
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"{artifact.folder / path}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
+        ) from error
+
+
+def _table_size(artifact: Artifact) -> tuple[int, int]:
+    from .config import KimiVLConfig
+
+    vision = KimiVLConfig.load(artifact.model_folder / "config.json").vision
+    return vision.table_height, vision.table_width
+
+
+def _check_finite(values: FloatArray, where: str) -> None:
+    if not np.isfinite(values).all():
+        count = int(values.size - np.isfinite(values).sum())
+        raise NumericError(
+            f"{count} of {values.size} values from {where} are not finite; the request was ended "
+            "(run `tool.py verify` on the artifact)"
+        )

@@ -1,0 +1,143 @@
+"""An opened artifact: conversations in, streamed text or logits out. The one class users need.
+
+Joins the parts and decides nothing itself: prompts (`prompt`), engine (`onnx_engine`), generation
+(`generate`), release defaults (`releases`).
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .artifact import Artifact
+from .channels import Piece
+from .config import KimiVLConfig
+from .engine import Engine, FloatArray
+from .errors import InputError
+from .generate import Request, check_prompt, embed_prompt, generate, prefill_logits
+from .prompt import Prompt, PromptEncoder
+from .releases import RELEASES, Release, default_sampling, detect_release, stop_ids
+from .sampling import Sampling
+from .stopping import GenerationLimits
+from .tokenizer import Tokenizer
+
+
+class Session:
+    """Answers one request at a time on one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        encoder: PromptEncoder,
+        *,
+        stop_ids: frozenset[int],
+        release: Release | None = None,
+    ) -> None:
+        """Join ready parts; `Session.open` makes them from a folder."""
+        self.engine = engine
+        self.encoder = encoder
+        self.stop_ids = stop_ids
+        self.release = release
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        target: str = "cpu",
+        release: str | None = None,
+        num_threads: int | None = None,
+    ) -> "Session":
+        """Check an artifact folder and load its graphs.
+
+        Args:
+            folder: made by `tool.py compile`.
+            target: which of the targets it was built for.
+            release: `instruct`, `thinking` or `thinking-2506`, for the sampling defaults; told
+                from the folder where its files say it, else unknown.
+            num_threads: cores to use; all that this process may, if left out.
+
+        Raises:
+            ArtifactError: the folder is incomplete, altered, or not built for the target.
+            InputError: there is no such release.
+        """
+        from .onnx_engine import OnnxEngine
+
+        artifact = Artifact.open(folder)
+        model_folder = artifact.model_folder
+        config = KimiVLConfig.load(model_folder / "config.json")
+        encoder = PromptEncoder.load(model_folder, config)
+        known = detect_release(model_folder) if release is None else _named_release(release)
+        return cls(
+            OnnxEngine(artifact, target, num_threads=num_threads),
+            encoder,
+            stop_ids=stop_ids(config, model_folder, encoder.tokenizer),
+            release=known,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
+        return self.encoder.tokenizer
+
+    def encode(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        """Turn messages in OpenAI form into a prompt; images may also be paths, bytes or PIL."""
+        return self.encoder.encode(messages)
+
+    def logits(self, prompt: Prompt) -> FloatArray:
+        """Return the logits behind every token of a prompt, teacher-forced, (S, V).
+
+        Raises:
+            CapacityError: the prompt does not fit a slot.
+        """
+        check_prompt(prompt, self.engine.limits)
+        hidden = embed_prompt(self.engine, prompt)
+        return prefill_logits(self.engine, 0, hidden, 0, self.engine.limits.prefill_chunk)
+
+    def request(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        limits: GenerationLimits | None = None,
+    ) -> Request:
+        """Describe a request; after `stream` has ended it carries ids, counts and timings."""
+        if limits is None:
+            limits = GenerationLimits(
+                max_new_tokens=self.release.max_new_tokens if self.release else None
+            )
+        return Request(
+            prompt,
+            stop_ids=self.stop_ids,
+            sampling=sampling or default_sampling(self.release),
+            limits=limits,
+        )
+
+    def stream(self, request: Request) -> Generator[Piece, None, None]:
+        """Answer a request piece by piece; closing the generator cancels it."""
+        return generate(self.engine, self.tokenizer, request)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        limits: GenerationLimits | None = None,
+    ) -> Generator[Piece, None, None]:
+        """Answer a prompt: pieces with `.text` and `.channel` (`thinking` or `answer`).
+
+        Args:
+            prompt: from `encode`.
+            sampling: the release's recommendation, or greedy where the release is unknown.
+            limits: all that fits the slot, if left out.
+
+        Raises:
+            CapacityError: the prompt or an image is over the limits, told with the numbers.
+            NumericError: a non-finite value appeared; the request is over.
+        """
+        return self.stream(self.request(prompt, sampling, limits))
+
+
+def _named_release(name: str) -> Release:
+    for release in RELEASES:
+        if release.name == name:
+            return release
+    known = ", ".join(release.name for release in RELEASES)
+    raise InputError(f"release {name!r}: known ones are {known}")
