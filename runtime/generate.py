@@ -118,13 +118,7 @@ class Decoding:
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, room: int) -> None:
-        """Start behind a prompt.
-
-        Args:
-            request: the sampling, the limits and the stop ids.
-            tokenizer: turns ids into text, and the closing marker into ids.
-            room: most tokens that the slot can still take, at least 1.
-        """
+        """Start behind a prompt; `room` is how many tokens the slot still takes, at least 1."""
         limits = request.limits
         self._stop_ids = request.stop_ids
         self._max_new = min(room, limits.max_new_tokens or room)
@@ -314,17 +308,18 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
     """Refuse what cannot be answered, before anything is computed.
 
     Raises:
-        CapacityError: the prompt leaves no room for a new token, or an image has too many patches.
+        CapacityError: the prompt is too long or leaves no room for a new token, or an image has
+            too many patches.
         InputError: the prompt is empty, or its images and placeholders do not match.
     """
     size = prompt.ids.size
     if size == 0:
         raise InputError("prompt: it has no tokens; at least one is needed")
-    if size >= limits.max_tokens:
+    if size > min(limits.max_input_tokens, limits.max_tokens - 1):
         raise CapacityError(
-            f"prompt: {size} tokens and at least 1 new one do not fit a slot of "
-            f"{limits.max_tokens}; shorten the prompt, use fewer or smaller images, or rebuild "
-            f"with max_tokens of at least {size + 1}"
+            f"prompt: {size} tokens and at least 1 new one do not fit max_tokens "
+            f"{limits.max_tokens} with max_input_tokens {limits.max_input_tokens}; shorten the "
+            f"prompt, use fewer or smaller images, or rebuild with at least {size + 1} and {size}"
         )
     problems = [
         f"image {index} has {h} x {w} = {h * w} patches"

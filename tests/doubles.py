@@ -25,7 +25,7 @@ def special_id(name: str, *, base_tokens: int = BASE_TOKENS) -> int:
     return base_tokens + SPECIAL_OFFSETS[name]
 
 
-def make_small_config(*, base_tokens: int = BASE_TOKENS, **changes: Any) -> KimiVLConfig:
+def make_small_config(*, base_tokens: int = BASE_TOKENS, **changes: object) -> KimiVLConfig:
     """Make a config with 2 vision and 3 decoder layers that fits the small text files."""
     fields: dict[str, Any] = {
         "vision": VisionConfig(

@@ -2,7 +2,7 @@ import json
 from math import prod
 
 from export.checkpoint.expected import expected_tensors
-from export.synth_configs import FULL_CONFIG, config_bytes
+from export.synth_configs import FULL_CONFIG, TINY_CONFIG, config_bytes
 from runtime.config import KimiVLConfig
 
 FULL = expected_tensors(KimiVLConfig.from_fields(FULL_CONFIG))
@@ -71,3 +71,20 @@ def test_the_full_config_on_disk_is_the_release_config() -> None:
     assert config.pad_token_id == 163839
     assert config.decoder.rope_theta == 800000.0
     assert config.decoder.latent_width == 576
+
+
+def test_sizes_that_agree_in_the_release_are_not_mixed_up() -> None:
+    # In the release queries, keys and values have heads of 128; here no two sizes are equal.
+    shapes = expected_tensors(KimiVLConfig.from_fields(TINY_CONFIG))
+    attention = "language_model.model.layers.2.self_attn."
+    by_hand = {
+        "q_proj.weight": (4 * (24 + 16), 64),
+        "kv_a_proj_with_mqa.weight": (32 + 16, 64),
+        "kv_a_layernorm.weight": (32,),
+        "kv_b_proj.weight": (4 * (24 + 20), 32),
+        "o_proj.weight": (64, 4 * 20),
+    }
+    assert {name: shapes[attention + name] for name in by_hand} == by_hand
+    assert shapes["multi_modal_projector.linear_2.weight"] == (64, 4 * 48)
+    assert shapes["vision_tower.patch_embed.pos_emb.weight"] == (8, 8, 48)
+    assert shapes["language_model.lm_head.weight"] == (756, 64)

@@ -129,6 +129,25 @@ def test_shards_are_filled_up_to_their_limit_and_no_further() -> None:
     ]
 
 
+def test_wide_tensors_are_aligned_behind_narrow_ones_of_odd_size(tmp_path: Path) -> None:
+    class Values:
+        def shape(self, name: str) -> tuple[int, ...]:
+            return (3,)
+
+        def dtype(self, name: str) -> torch.dtype:
+            return torch.float32 if name == "wide" else torch.bfloat16
+
+        def tensor(self, name: str) -> torch.Tensor:
+            return torch.tensor([1, 2, len(name)], dtype=self.dtype(name))
+
+    writer._write_shard(tmp_path / "x.safetensors", Values(), ["odd", "wide"])
+    raw = (tmp_path / "x.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    begin = json.loads(raw[8 : 8 + length])["wide"]["data_offsets"][0]
+    assert (8 + length + begin) % 4 == 0
+    assert load_file(tmp_path / "x.safetensors")["odd"].tolist() == [1, 2, 3]
+
+
 def test_a_lazy_folder_has_no_weights_and_the_full_shape_is_lazy(tmp_path: Path) -> None:
     folder = write_synthetic(tmp_path / "full", shape="full", seed=1)
     assert not list(folder.glob("*.safetensors*"))

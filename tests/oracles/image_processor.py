@@ -11,37 +11,36 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-
-def make_image_processor(max_patches: int) -> Any:
-    """Make the reference processor, or skip the test where torchvision is missing."""
-    torch = pytest.importorskip("torch")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-    pytest.importorskip("torchvision", exc_type=ImportError)
-    module = pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
-    return module.Kimi_K25ImageProcessor(
-        max_patches=max_patches, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-
-
-def reference_grid(processor: Any, width: int, height: int) -> tuple[int, int]:
-    """Rows and columns that the reference gives an image of that many pixels."""
-    module = pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
-    _, (padded_height, padded_width) = module.navit_resize(
-        height, width, 14, 2, processor.max_patches, 512
-    )
-    return padded_height // 14, padded_width // 14
-
-
-def reference_patches(processor: Any, image: Image.Image) -> NDArray[np.float32]:
-    """Patches of the reference, (h, w, 3 * 14 * 14)."""
-    made = processor(images=[image], return_tensors="np")
-    _, h, w = made["image_grid_thw"][0]
-    patches: NDArray[np.float32] = made["pixel_values"].reshape(h, w, 3 * 14 * 14)
-    return patches
-
-
 _KEPT: list[Any] = []  # a Library that is collected takes its operators with it
+
+
+class ImageOracle:
+    """Grid and pixels as the reference makes them; skips the test where torchvision is missing."""
+
+    def __init__(self, max_patches: int) -> None:
+        torch = pytest.importorskip("torch")
+        if not hasattr(torch.ops.torchvision, "nms"):
+            library = torch.library.Library("torchvision", "DEF")
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _KEPT.append(library)
+        pytest.importorskip("torchvision", exc_type=ImportError)
+        self._module = pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
+        self._max_patches = max_patches
+        self._processor = self._module.Kimi_K25ImageProcessor(
+            max_patches=max_patches, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of an image of that many pixels."""
+        _, (padded_height, padded_width) = self._module.navit_resize(
+            height, width, 14, 2, self._max_patches, 512
+        )
+        return padded_height // 14, padded_width // 14
+
+    def patches(self, image: Image.Image) -> NDArray[np.float32]:
+        """Patches (h, w, 3 * 14 * 14)."""
+        made = self._processor(images=[image], return_tensors="np")
+        _, h, w = made["image_grid_thw"][0]
+        patches: NDArray[np.float32] = made["pixel_values"].reshape(h, w, 3 * 14 * 14)
+        return patches

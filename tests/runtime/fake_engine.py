@@ -114,11 +114,17 @@ def scripted_table(
 
 
 def make_limits(
-    *, max_tokens: int = 256, max_slots: int = 2, max_patches: int = 64, prefill_chunk: int = 4
+    *,
+    max_tokens: int = 256,
+    max_input_tokens: int | None = None,
+    max_slots: int = 2,
+    max_patches: int = 64,
+    prefill_chunk: int = 4,
 ) -> Limits:
     """Limits of a small engine."""
     return Limits(
         max_tokens=max_tokens,
+        max_input_tokens=max_tokens if max_input_tokens is None else max_input_tokens,
         max_slots=max_slots,
         max_patches=max_patches,
         prefill_chunk=prefill_chunk,

@@ -10,18 +10,17 @@ from PIL import Image
 from runtime.errors import CheckpointError, InputError
 from runtime.patches import Grid, ImageRule, max_patches, position_weights
 from tests.doubles import write_small_text_files
-from tests.oracles.image_processor import (
-    make_image_processor,
-    reference_grid,
-    reference_patches,
-)
+from tests.oracles.image_processor import ImageOracle
 
 SAME_PIXELS = 1e-6  # both compute (x / 255 - 0.5) / 0.5 in float32, in another order
-# PIL and torchvision round a resized pixel to 8 bits differently: one grey level of 2 / 255.
+# PIL (the original processor) and torchvision (the oracle) use weights of other precision and round
+# to 8 bits after each of two passes, along rows and along columns: seldom one grey level (2 / 255)
+# apart, and two at the very most.
 ONE_LEVEL = 2 / 255 + 1e-6
+TWO_LEVELS = 4 / 255 + 1e-6
 
 
-def make_rule(limit: int = 4096, **changes: Any) -> ImageRule:
+def make_rule(limit: int = 4096, **changes: object) -> ImageRule:
     fields: dict[str, Any] = {"patch_size": 14, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     return ImageRule(**{**fields, "in_token_limit": limit, **changes})
 
@@ -57,12 +56,12 @@ def test_token_counts_are_the_published_ones(
 
 @pytest.mark.parametrize("limit", [4096, 16384])
 def test_grids_equal_the_reference_on_random_sizes(limit: int) -> None:
-    processor = make_image_processor(limit)
+    oracle = ImageOracle(limit)
     rule = make_rule(limit)
     random = np.random.default_rng(7)
     compared = 0
     for width, height in np.exp(random.uniform(0, np.log(7000), (400, 2))).astype(int).tolist():
-        expected = reference_grid(processor, width, height)
+        expected = oracle.grid(width, height)
         if max(expected) < 512:
             assert rule.grid(width, height) == expected, (width, height)
             compared += 1
@@ -73,18 +72,20 @@ def test_grids_equal_the_reference_on_random_sizes(limit: int) -> None:
 def test_pixels_equal_the_reference_without_resize(width: int, height: int) -> None:
     image = make_noise(width, height)
     patched = make_rule().patchify(image)
-    expected = reference_patches(make_image_processor(4096), image)
+    expected = ImageOracle(4096).patches(image)
     np.testing.assert_allclose(patched.patches, expected, rtol=0, atol=SAME_PIXELS)
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (151, 470), (1000, 90)])
-def test_pixels_equal_the_reference_with_resize_to_one_grey_level(width: int, height: int) -> None:
+def test_pixels_equal_the_reference_with_resize_but_for_rounding(width: int, height: int) -> None:
     smooth = make_noise(9, 9).resize((width, height), resample=Image.Resampling.BILINEAR)
     patched = make_rule(64).patchify(smooth)
-    expected = reference_patches(make_image_processor(64), smooth)
+    expected = ImageOracle(64).patches(smooth)
     assert patched.patches.shape == expected.shape
-    np.testing.assert_allclose(patched.patches, expected, rtol=0, atol=ONE_LEVEL)
-    assert np.mean(np.abs(patched.patches - expected) > SAME_PIXELS) < 0.05
+    np.testing.assert_allclose(patched.patches, expected, rtol=0, atol=TWO_LEVELS)
+    difference = np.abs(patched.patches - expected)
+    assert np.mean(difference > SAME_PIXELS) < 0.05
+    assert np.mean(difference > ONE_LEVEL) < 0.001
 
 
 def test_a_patch_is_flattened_as_channel_row_column_and_padded_with_black() -> None:

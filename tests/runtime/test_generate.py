@@ -1,0 +1,491 @@
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from runtime.channels import Piece
+from runtime.errors import CapacityError, InputError, NumericError
+from runtime.generate import Request, Result, generate
+from runtime.patches import PatchedImage
+from runtime.prompt import Prompt
+from runtime.sampling import Sampling
+from runtime.stopping import GenerationLimits
+from runtime.tokenizer import Tokenizer
+from tests.runtime.fake_engine import FakeEngine, StepCall, make_limits, scripted_table
+
+# One id for each byte, so that markers, stop strings and characters are cut everywhere.
+END, MEDIA, EOS = 256, 257, 258
+VOCAB = 262  # padded: the last three ids have no text
+TOKENIZER = Tokenizer(
+    {bytes([value]): value for value in range(256)},
+    {"<|im_end|>": END, "<|media_pad|>": MEDIA, "[EOS]": EOS},
+)
+OPENING, CLOSING = list("◁think▷".encode()), list("◁/think▷".encode())
+
+
+def make_prompt(*ids: int, images: Sequence[PatchedImage] = ()) -> Prompt:
+    return Prompt(ids=np.array(ids, dtype=np.int64), images=tuple(images), media_token_id=MEDIA)
+
+
+def make_image(height: int, width: int, value: float) -> PatchedImage:
+    return PatchedImage(patches=np.full((height, width, 12), value, dtype=np.float32))
+
+
+def make_engine(
+    script: Sequence[int],
+    prompt_len: int,
+    *,
+    max_tokens: int = 256,
+    prefill_chunk: int = 4,
+    max_patches: int = 64,
+) -> FakeEngine:
+    table = scripted_table(script, prompt_len=prompt_len, vocab_size=VOCAB, max_tokens=max_tokens)
+    limits = make_limits(
+        max_tokens=max_tokens, prefill_chunk=prefill_chunk, max_patches=max_patches
+    )
+    return FakeEngine(table, limits)
+
+
+PROMPT = make_prompt(*b"a question")
+
+
+def make_request(
+    limits: GenerationLimits | None = None,
+    *,
+    prompt: Prompt = PROMPT,
+    sampling: Sampling | None = None,
+) -> Request:
+    return Request(prompt, stop_ids=frozenset({END, EOS}), sampling=sampling, limits=limits)
+
+
+def result_of(request: Request) -> Result:
+    assert request.result is not None
+    return request.result
+
+
+def text_of(pieces: Sequence[Piece], channel: str = "answer") -> str:
+    return "".join(piece.text for piece in pieces if piece.channel == channel)
+
+
+def ids_of(pieces: Sequence[Piece]) -> tuple[int, ...]:
+    return tuple(token_id for piece in pieces for token_id in piece.token_ids)
+
+
+def answer(
+    text: str | bytes, limits: GenerationLimits | None = None, *, end: Sequence[int] = (END,)
+) -> tuple[list[Piece], Result]:
+    """Let the model say a text, byte by byte, and then the ids of `end`."""
+    script = [*(text.encode() if isinstance(text, str) else text), *end]
+    request = make_request(limits)
+    pieces = list(generate(make_engine(script, len(PROMPT)), TOKENIZER, request))
+    return pieces, result_of(request)
+
+
+@pytest.mark.parametrize("stop_id", [END, EOS])
+def test_a_stop_id_ends_the_answer_and_never_becomes_text(stop_id: int) -> None:
+    pieces, result = answer("Hello", end=[stop_id])
+    assert text_of(pieces) == "Hello"
+    assert result.finish_reason == "stop"
+    assert result.ids == (*b"Hello", stop_id)
+
+
+def test_a_stop_id_that_is_ordinary_text_is_not_shown_either() -> None:
+    request = Request(PROMPT, stop_ids=frozenset({ord("!")}))
+    pieces = list(generate(make_engine(b"No! x", len(PROMPT)), TOKENIZER, request))
+    assert (text_of(pieces), result_of(request).ids) == ("No", tuple(b"No!"))
+
+
+def test_the_slot_holds_the_prompt_and_all_new_tokens_but_the_last() -> None:
+    engine = make_engine([*b"Hello", END], len(PROMPT))
+    request = make_request()
+    list(generate(engine, TOKENIZER, request, slot=1))
+    assert engine.ids_in(1) == [*b"a questionHello"]
+    assert engine.ids_in(0) == []
+    assert result_of(request).cached_tokens == 15
+
+
+def test_a_prompt_is_prefilled_in_chunks_and_only_its_last_token_needs_logits() -> None:
+    engine = make_engine([END], len(PROMPT), prefill_chunk=4)
+    list(generate(engine, TOKENIZER, make_request()))
+    assert engine.steps == [
+        StepCall((0,), 4, (0,), ()),
+        StepCall((0,), 4, (4,), ()),
+        StepCall((0,), 2, (8,), (1,)),
+    ]
+
+
+@pytest.mark.parametrize("prefill_chunk", [1, 3, 5, 10, 64])
+def test_the_size_of_the_chunks_does_not_matter(prefill_chunk: int) -> None:
+    engine = make_engine([*b"Hi", END], len(PROMPT), prefill_chunk=prefill_chunk)
+    assert text_of(list(generate(engine, TOKENIZER, make_request()))) == "Hi"
+    assert engine.ids_in(0) == [*b"a questionHi"]
+
+
+def test_a_slot_is_used_again_from_its_beginning() -> None:
+    engine = make_engine([*b"Hi", END], len(PROMPT))
+    for _ in range(2):
+        assert text_of(list(generate(engine, TOKENIZER, make_request()))) == "Hi"
+    assert engine.ids_in(0) == [*b"a questionHi"]
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers() -> None:
+    engine = make_engine([], 1, max_tokens=len(PROMPT))
+    message = "10 tokens and at least 1 new one do not fit max_tokens 10 .* at least 11 and 10"
+    with pytest.raises(CapacityError, match=message):
+        generate(engine, TOKENIZER, make_request())  # at once, not with the first piece
+    assert engine.steps == []
+
+
+def test_a_prompt_that_leaves_room_for_one_token_gets_one() -> None:
+    engine = make_engine(b"xyz"[:1], len(PROMPT), max_tokens=len(PROMPT) + 1)
+    request = make_request()
+    assert text_of(list(generate(engine, TOKENIZER, request))) == "x"
+    assert result_of(request).finish_reason == "length"
+
+
+def test_a_slot_is_filled_to_its_end_and_not_beyond() -> None:
+    engine = make_engine(b"x" * 31, len(PROMPT), max_tokens=40)
+    request = make_request(GenerationLimits(max_new_tokens=1000))
+    list(generate(engine, TOKENIZER, request))
+    assert result_of(request).finish_reason == "length"
+    assert len(PROMPT) + len(result_of(request).ids) == 40
+
+
+@pytest.mark.parametrize(("longest", "is_refused"), [(9, True), (10, False)])
+def test_a_prompt_over_the_longest_input_is_refused(longest: int, *, is_refused: bool) -> None:
+    limits = make_limits(max_tokens=64, max_input_tokens=longest)
+    table = scripted_table([END], prompt_len=len(PROMPT), vocab_size=VOCAB, max_tokens=64)
+    engine = FakeEngine(table, limits)
+    if is_refused:
+        with pytest.raises(CapacityError, match=r"10 tokens .* max_input_tokens 9;"):
+            generate(engine, TOKENIZER, make_request())
+    else:
+        list(generate(engine, TOKENIZER, make_request()))
+        assert engine.ids_in(0) == [*b"a question"]
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="no tokens"):
+        generate(make_engine([], 1), TOKENIZER, make_request(prompt=make_prompt()))
+
+
+def test_images_over_the_limit_are_all_named_before_anything_is_encoded() -> None:
+    images = [make_image(2, 4, 0), make_image(4, 4, 0), make_image(6, 2, 0)]
+    prompt = make_prompt(*[MEDIA] * 9, images=images)
+    engine = make_engine([END], 9, max_patches=8)
+    message = "2 problems: image 1 has 4 x 4 = 16 .*image 2 has 6 x 2 = 12 .*at most 8"
+    with pytest.raises(CapacityError, match=message):
+        generate(engine, TOKENIZER, make_request(prompt=prompt))
+    assert engine.encoded == []
+
+
+@pytest.mark.parametrize("num_places", [0, 1, 3])
+def test_placeholders_must_be_as_many_as_image_tokens(num_places: int) -> None:
+    prompt = make_prompt(5, *[MEDIA] * num_places, images=[make_image(2, 4, 0)])
+    with pytest.raises(InputError, match=f"expected 2 placeholder .* 1 images, found {num_places}"):
+        generate(make_engine([END], 1), TOKENIZER, make_request(prompt=prompt))
+
+
+def test_an_encoder_that_returns_other_rows_is_caught() -> None:
+    class ShortEngine(FakeEngine):
+        def encode(self, image: PatchedImage) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+            return super().encode(image)[:1]
+
+    good = make_engine([END], 2)
+    engine = ShortEngine(np.zeros((256, VOCAB), dtype=np.float32), good.limits)
+    prompt = make_prompt(MEDIA, MEDIA, images=[make_image(2, 4, 0)])
+    with pytest.raises(InputError, match="expected 1 placeholder ids"):
+        list(generate(engine, TOKENIZER, make_request(prompt=prompt)))
+
+
+def test_image_rows_take_the_places_of_their_placeholders_in_order() -> None:
+    images = [make_image(2, 4, 0.25), make_image(2, 2, 0.5)]
+    prompt = make_prompt(7, MEDIA, MEDIA, 8, MEDIA, 9, images=images)
+    engine = make_engine([END], 6)
+    request = make_request(prompt=prompt)
+    list(generate(engine, TOKENIZER, request))
+    assert engine.ids_in(0) == [7, -1, -2, 8, -1, 9]
+    assert engine.slots[0][:, 1].tolist() == [0, 0.25, 0.25, 0, 0.5, 0]
+    assert result_of(request).usage.image_tokens == 3
+
+
+def test_thinking_and_answer_come_in_their_channels() -> None:
+    pieces, result = answer("◁think▷wäge 北◁/think▷Äh: ◁/think▷")
+    assert text_of(pieces, "thinking") == "wäge 北"
+    assert text_of(pieces) == "Äh: ◁/think▷"
+    assert result.usage.thinking_tokens == len("wäge 北◁/think▷".encode())
+
+
+def test_thinking_that_never_ends_is_all_thinking() -> None:
+    pieces, result = answer("◁think▷on and on ◁/thi", GenerationLimits(max_new_tokens=30))
+    assert text_of(pieces, "thinking") == "on and on ◁/thi"
+    assert text_of(pieces) == ""
+    assert result.finish_reason == "stop"
+
+
+def test_a_character_is_shown_when_all_its_bytes_are_there() -> None:
+    pieces, _ = answer("é北🙂")
+    assert [piece.text for piece in pieces if piece.text] == ["é", "北", "🙂"]
+
+
+def test_a_character_cut_by_the_budget_becomes_one_replacement() -> None:
+    pieces, result = answer("a🙂", GenerationLimits(max_new_tokens=3))
+    assert text_of(pieces) == "a\ufffd"
+    assert result.ids == tuple("a🙂".encode()[:3])
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        (("END",), "ab ENd "),
+        (("zzz", "END"), "ab ENd "),
+        (("ND", "END"), "ab ENd "),
+        (("ND",), "ab ENd E"),
+    ],
+)
+def test_a_stop_string_ends_the_answer_before_itself(stop: tuple[str, ...], text: str) -> None:
+    pieces, result = answer("ab ENd ENDcd", GenerationLimits(stop=stop))
+    assert text_of(pieces) == text
+    assert result.finish_reason == "stop"
+    assert result.ids == tuple(b"ab ENd END")  # the tokens of the stop string are told
+
+
+def test_a_stop_string_in_the_thinking_does_nothing() -> None:
+    pieces, _ = answer("◁think▷a.b.◁/think▷c.d", GenerationLimits(stop=(".",)))
+    assert (text_of(pieces, "thinking"), text_of(pieces)) == ("a.b.", "c")
+
+
+def test_text_held_back_for_a_stop_string_is_released_at_the_end() -> None:
+    pieces, result = answer("abEN", GenerationLimits(stop=("END",)))
+    assert text_of(pieces) == "abEN"
+    assert result.finish_reason == "stop"
+
+
+def test_a_stop_string_that_shows_only_in_the_last_flush_is_a_stop() -> None:
+    # A leading newline waits for an opening marker; only the flush hands it to the stop strings.
+    pieces, result = answer("\n", GenerationLimits(stop=("\n",), max_new_tokens=1), end=[])
+    assert (text_of(pieces), result.finish_reason) == ("", "stop")
+
+
+@pytest.mark.parametrize(
+    ("max_new_tokens", "text", "reason"), [(2, "He", "length"), (5, "Hello", "length")]
+)
+def test_the_budget_of_new_tokens_is_kept_exactly(
+    max_new_tokens: int, text: str, reason: str
+) -> None:
+    pieces, result = answer("Hello", GenerationLimits(max_new_tokens=max_new_tokens))
+    assert (text_of(pieces), result.finish_reason) == (text, reason)
+    assert result.usage.new_tokens == max_new_tokens
+
+
+def test_a_stop_id_as_the_last_token_allowed_is_a_stop() -> None:
+    _, result = answer("Hello", GenerationLimits(max_new_tokens=6))
+    assert result.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_a_spent_thinking_budget_forces_the_closing_marker(budget: int) -> None:
+    # What the model wanted to say at the places of the forced tokens is lost.
+    script = "◁think▷abcde" + "-" * (len(CLOSING) - 5 + budget) + "The answer"
+    pieces, result = answer(script, GenerationLimits(max_thinking_tokens=budget))
+    assert text_of(pieces, "thinking") == "abcde"[:budget]
+    assert text_of(pieces) == "The answer"
+    assert result.ids == (*OPENING, *b"abcde"[:budget], *CLOSING, *b"The answer", END)
+    assert result.usage.thinking_tokens == budget + len(CLOSING)
+
+
+def test_thinking_within_its_budget_is_left_alone() -> None:
+    text = "◁think▷abc◁/think▷ok"
+    pieces, result = answer(text, GenerationLimits(max_thinking_tokens=100))
+    assert (text_of(pieces, "thinking"), text_of(pieces)) == ("abc", "ok")
+    assert result.ids == (*text.encode(), END)
+
+
+@pytest.mark.parametrize("budget", range(3, 15))
+def test_a_closing_marker_that_is_forming_at_the_end_of_the_budget_may_finish(budget: int) -> None:
+    text = "◁think▷ab◁/think▷ok"
+    pieces, result = answer(text, GenerationLimits(max_thinking_tokens=budget))
+    assert (text_of(pieces, "thinking"), text_of(pieces)) == ("ab", "ok")
+    assert result.ids == (*text.encode(), END)
+
+
+def test_a_marker_that_breaks_off_behind_the_budget_is_closed_at_once() -> None:
+    text = "◁think▷ab◁/txyz"
+    pieces, result = answer(
+        text + "-" * (len(CLOSING) - 2) + "ok", GenerationLimits(max_thinking_tokens=4)
+    )
+    assert text_of(pieces, "thinking") == "ab◁/tx"
+    assert text_of(pieces) == "ok"
+    assert result.finish_reason == "stop"
+
+
+def test_markers_that_form_forever_do_not_escape_the_budget() -> None:
+    pieces, result = answer("◁think▷" + "◁" * 60, GenerationLimits(max_thinking_tokens=5))
+    assert result.usage.thinking_tokens <= 5 + 2 * len(CLOSING)
+    assert text_of(pieces) != ""
+
+
+def test_the_budget_of_new_tokens_counts_forced_tokens() -> None:
+    limits = GenerationLimits(max_thinking_tokens=2, max_new_tokens=len(OPENING) + 4)
+    pieces, result = answer("◁think▷" + "a" * 50, limits)
+    assert result.finish_reason == "length"
+    assert result.ids == (*OPENING, *b"aa", *CLOSING[:2])
+    assert text_of(pieces) == ""
+
+
+def test_a_request_cancelled_before_it_starts_computes_no_image_and_no_step() -> None:
+    engine = make_engine([END], 1)
+    request = make_request(prompt=make_prompt(MEDIA, images=[make_image(2, 2, 0)]))
+    pieces = generate(engine, TOKENIZER, request)
+    request.cancel()
+    assert list(pieces) == []
+    assert (engine.encoded, engine.steps) == ([], [])
+    assert result_of(request).finish_reason == "cancelled"
+    assert result_of(request).cached_tokens == 0
+
+
+def test_a_cancelled_request_ends_after_the_step_that_runs() -> None:
+    engine = make_engine(b"Hello", len(PROMPT))
+    request = make_request()
+    pieces = generate(engine, TOKENIZER, request)
+    assert [next(pieces).text, next(pieces).text] == ["H", "e"]
+    request.cancel()
+    assert list(pieces) == []
+    assert result_of(request).finish_reason == "cancelled"
+    assert result_of(request).ids == tuple(b"He")
+    assert engine.ids_in(0) == [*b"a questionH"]
+    assert result_of(request).cached_tokens == 11
+
+
+def test_cancelling_releases_the_text_that_was_held_back() -> None:
+    engine = make_engine(b"xEN", len(PROMPT))
+    request = make_request(GenerationLimits(stop=("END", "x!")))
+
+    def step_then_cancel() -> list[Piece]:
+        pieces = []
+        for piece in generate(engine, TOKENIZER, request):
+            pieces.append(piece)
+            if piece.text == "x":  # released by E, which is held back itself
+                request.cancel()
+        return pieces
+
+    assert [piece.text for piece in step_then_cancel()] == ["x", "E"]
+    assert result_of(request).ids == tuple(b"xE")
+
+
+def test_a_prefill_is_cancelled_between_its_chunks() -> None:
+    request = make_request()
+
+    class CancellingEngine(FakeEngine):
+        def step(self, *values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+            if len(self.steps) == 1:
+                request.cancel()
+            return super().step(*values)  # type: ignore[arg-type]  # handed on unchanged
+
+    engine = CancellingEngine(np.zeros((256, VOCAB), dtype=np.float32), make_limits())
+    assert list(generate(engine, TOKENIZER, request)) == []
+    assert len(engine.steps) == 2
+    assert result_of(request).cached_tokens == 8
+    assert result_of(request).ids == ()
+
+
+def test_closing_the_generator_cancels_the_request() -> None:
+    engine = make_engine(b"Hello", len(PROMPT))
+    request = make_request()
+    pieces = generate(engine, TOKENIZER, request)
+    next(pieces)
+    pieces.close()
+    assert result_of(request).finish_reason == "cancelled"
+    assert result_of(request).ids == tuple(b"H")
+    assert len(engine.steps) == 3  # the prompt's chunks alone
+
+
+def test_closing_at_the_last_piece_keeps_the_real_reason() -> None:
+    request = make_request(GenerationLimits(max_new_tokens=1))
+    pieces = generate(make_engine(b"H", len(PROMPT)), TOKENIZER, request)
+    next(pieces)
+    pieces.close()
+    assert result_of(request).finish_reason == "length"
+
+
+def test_a_numeric_error_ends_the_generator_and_leaves_no_result() -> None:
+    engine = make_engine(b"He", len(PROMPT))  # the row behind "e" is NaN
+    request = make_request()
+    pieces = generate(engine, TOKENIZER, request)
+    assert [next(pieces).text, next(pieces).text] == ["H", "e"]
+    with pytest.raises(NumericError, match="not finite"):
+        next(pieces)
+    assert list(pieces) == []
+    assert request.result is None
+    again = make_request(GenerationLimits(max_new_tokens=2))
+    assert text_of(list(generate(engine, TOKENIZER, again))) == "He"
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("Hello", GenerationLimits()),
+        ("é北🙂", GenerationLimits(max_new_tokens=4)),
+        ("◁think▷wäge◁/think▷Äh", GenerationLimits(max_thinking_tokens=2)),
+        ("ab ENDcd", GenerationLimits(stop=("END",))),
+        ("END", GenerationLimits(stop=("END",))),
+        ("", GenerationLimits()),
+    ],
+)
+def test_the_ids_of_all_pieces_together_are_the_result(text: str, limits: GenerationLimits) -> None:
+    pieces, result = answer(text, limits)
+    assert ids_of(pieces) == result.ids
+    assert all(piece.text for piece in pieces[:-1])
+
+
+def test_an_id_behind_the_tokenizers_vocabulary_has_no_text() -> None:
+    pieces, result = answer("", end=[ord("a"), VOCAB - 1, ord("b"), END])
+    assert text_of(pieces) == "ab"
+    assert result.ids == (ord("a"), VOCAB - 1, ord("b"), END)
+
+
+def test_log_probabilities_come_with_every_token_when_asked_for() -> None:
+    script = [*"◁think▷abcd".encode(), *b"-" * len(CLOSING), END]
+    request = make_request(GenerationLimits(max_thinking_tokens=4), sampling=Sampling(logprobs=2))
+    pieces = list(generate(make_engine(script, len(PROMPT)), TOKENIZER, request))
+    logprobs = [value for piece in pieces for value in piece.logprobs]
+    # One logit of 10 among zeros; the forced tokens are not what the model wanted.
+    said = -math.log1p((VOCAB - 1) * math.exp(-10))
+    wanted = [token == scripted for token, scripted in zip(ids_of(pieces), script, strict=True)]
+    assert wanted.count(False) == len(CLOSING)
+    expected = [said if is_wanted else said - 10 for is_wanted in wanted]
+    assert logprobs == pytest.approx(expected, abs=1e-6)
+    assert all(len(choice.top) == 2 for piece in pieces for choice in piece.choices)
+
+
+def test_log_probabilities_are_left_out_unless_asked_for() -> None:
+    pieces, _ = answer("ab")
+    assert [piece.logprobs for piece in pieces] == [()] * len(pieces)
+
+
+def test_usage_counts_prompt_and_new_tokens() -> None:
+    _, result = answer("Hello")
+    usage = result.usage
+    assert (usage.prompt_tokens, usage.image_tokens, usage.new_tokens) == (10, 0, 6)
+    assert usage.thinking_tokens == 0
+
+
+def test_timings_fit_together_and_leave_out_the_consumer() -> None:
+    request = make_request()
+    for _ in generate(make_engine([*b"Hello", END], len(PROMPT)), TOKENIZER, request):
+        time.sleep(0.1)  # the steps of a table take less than a thousandth of this
+    timings = result_of(request).timings
+    assert min(timings.encode_s, timings.prefill_s, timings.decode_s) > 0
+    assert timings.encode_s + timings.prefill_s <= timings.time_to_first_token_s
+    assert timings.decode_s < 0.1
+    assert timings.decode_tokens_per_s == pytest.approx(5 / timings.decode_s)
+
+
+def test_a_request_runs_once() -> None:
+    engine = make_engine([END], len(PROMPT))
+    request = make_request()
+    list(generate(engine, TOKENIZER, request))
+    with pytest.raises(ValueError, match="make a new one"):
+        generate(engine, TOKENIZER, request)
