@@ -65,9 +65,7 @@ def plan_graphs(
     ]
 
 
-def _plan_layer(
-    config: DecoderConfig, dtype: torch.dtype, layer: int, *, taps: bool
-) -> GraphPlan:
+def _plan_layer(config: DecoderConfig, dtype: torch.dtype, layer: int, *, taps: bool) -> GraphPlan:
     dense = config.is_dense(layer)
     return GraphPlan(
         name=names.layer_name(layer),

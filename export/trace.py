@@ -135,4 +135,3 @@ def _check_parameters(model: ir.Model, module: nn.Module) -> None:
     for name in constants:
         if model.graph.initializers[name].const_value is None:
             raise RuntimeError(f"initialiser without a value: {name}")
-

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .channels import Piece
     from .errors import KimiVLError
-    from .generate import GenerationLimits, Piece, Request, Result
+    from .generate import Request, Result
     from .prompt import Prompt
     from .sampling import Sampling
     from .session import Session
+    from .stopping import GenerationLimits
 
 __all__ = [
     "GenerationLimits",

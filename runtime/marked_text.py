@@ -32,6 +32,7 @@ class TextVault:
         """Start empty, with markers that nobody can foresee."""
         # Letters of both cases: a template that changes the case of joined text breaks the marker.
         self._nonce = f"Mk{secrets.token_hex(8)}"
+        self._marker = re.compile(f"{_OPEN}{self._nonce}x([0-9]+){_CLOSE}")
         self._texts: list[str] = []
         self._origins: list[frozenset[int]] = []
         self._required: set[int] = set()
@@ -54,7 +55,7 @@ class TextVault:
         Raises:
             ValueError: a marker was altered, or a required text is missing.
         """
-        pieces = re.split(f"{_OPEN}{self._nonce}x([0-9]+){_CLOSE}", rendered)
+        pieces = self._marker.split(rendered)
         segments = []
         seen: set[int] = set()
         for position, piece in enumerate(pieces):
@@ -71,6 +72,10 @@ class TextVault:
         if self._required - seen:
             raise ValueError(f"it leaves out {len(self._required - seen)} of the texts")
         return segments
+
+    def reveal(self, text: str) -> str:
+        """Put the texts back into a string for people to read, such as an error."""
+        return self._marker.sub(lambda match: self._texts[int(match[1])], text)
 
     def mark_made(self, sources: Iterable["MarkedText"], text: str) -> "MarkedText":
         """Mark a text that was made of marked ones."""

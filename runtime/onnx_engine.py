@@ -1,10 +1,5 @@
-"""The engine protocol on ONNX Runtime's CPU provider: one session per graph, cache in place.
+"""The engine protocol on ONNX Runtime's CPU provider: one session per graph, cache in place."""
 
-Sessions are made from bytes that were hashed, with the artifact's weights folder beside them. Idle
-thread pools are told to stop spinning, since 30 sessions share the cores.
-"""
-
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,10 +8,12 @@ import onnxruntime as ort
 from . import names
 from .artifact import Artifact
 from .cache import LatentCache
+from .config import KimiVLConfig
+from .embedding import EmbeddingTable
 from .engine import FloatArray, IntArray
-from .errors import ArtifactError, CapacityError, NumericError
+from .errors import CapacityError, NumericError
 from .limits import Limits
-from .manifest import TableRecord
+from .onnx_session import open_session
 from .patches import PatchedImage, position_weights
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
@@ -50,8 +47,10 @@ class OnnxEngine:
         self._layer_numbers = artifact.manifest.layers
         self._table = EmbeddingTable(artifact)
         self._table_size = _table_size(artifact)
-        options = _session_options(artifact, num_threads)
-        sessions = {name: _load(artifact, path, options) for name, path in record.graphs.items()}
+        sessions = {
+            name: open_session(artifact, path, num_threads=num_threads)
+            for name, path in record.graphs.items()
+        }
         self._vision = sessions[names.VISION]
         self._projector = sessions[names.PROJECTOR]
         self._head = sessions[names.HEAD]
@@ -151,54 +150,7 @@ class OnnxEngine:
             )
 
 
-class EmbeddingTable:
-    """Rows of the embedding, read from the mapped file and widened to float32."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        """Map the table."""
-        record: TableRecord = artifact.manifest.embedding
-        self._is_bfloat16 = record.dtype == "bfloat16"
-        stored = np.dtype(np.uint16 if self._is_bfloat16 else record.dtype)
-        path = artifact.folder / record.path
-        self._table = np.memmap(path, dtype=stored, mode="r", shape=record.shape)
-        self.vocab_size = record.shape[0]
-
-    def rows(self, ids: IntArray) -> FloatArray:
-        """Return the rows of ids (S,) as (S, C)."""
-        stored = np.asarray(self._table[ids])
-        if self._is_bfloat16:
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32)
-
-
-def _session_options(artifact: Artifact, num_threads: int | None) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # shapes change at every step
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-def _load(artifact: Artifact, path: str, options: ort.SessionOptions) -> ort.InferenceSession:
-    folder = (artifact.folder / path).parent
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder.resolve())
-    )
-    content = artifact.read_checked(path)
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the bindings raise many types without a base
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(
-            f"{artifact.folder / path}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
-        ) from error
-
-
 def _table_size(artifact: Artifact) -> tuple[int, int]:
-    from .config import KimiVLConfig
-
     vision = KimiVLConfig.load(artifact.model_folder / "config.json").vision
     return vision.table_height, vision.table_width
 

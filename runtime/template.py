@@ -137,9 +137,11 @@ class ChatTemplate:
                 **self._tokens,
             )
         except _RefusedError as error:
-            raise InputError(f"the chat template refuses these messages: {error}") from error
+            reason = vault.reveal(str(error))
+            raise InputError(f"the chat template refuses these messages: {reason}") from error
         except _TEMPLATE_FAULTS as error:
-            raise CheckpointError(f"{self._where}: the chat template fails: {error}") from error
+            reason = vault.reveal(str(error))
+            raise CheckpointError(f"{self._where}: the chat template fails: {reason}") from error
         try:
             return vault.segments(rendered)
         except ValueError as error:

@@ -42,7 +42,8 @@ def test_parsed_messages_pass_unchanged() -> None:
 
 
 def test_empty_keys_of_clients_are_taken_as_absent() -> None:
-    message = {"role": "assistant", "content": "a", "tool_calls": [], "refusal": None}
+    nothing: dict[str, object] = {"tool_calls": [], "refusal": None}
+    message: dict[str, object] = {"role": "assistant", "content": "a", **nothing}
     assert parse_messages([message]) == (Message(role="assistant", parts=(Text(text="a"),)),)
 
 
@@ -95,7 +96,7 @@ def test_a_server_can_refuse_paths(source: str | Path) -> None:
 
 
 def test_all_problems_are_named_at_once() -> None:
-    with pytest.raises(InputError, match="2 problems: message 0: .*; message 1, part 0: "):
+    with pytest.raises(InputError, match=r"2 problems: message 0: .*; message 1, part 0: "):
         parse_messages([{"role": "x", "content": "a"}, *user({"type": "audio"})])
 
 

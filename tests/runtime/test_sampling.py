@@ -78,6 +78,12 @@ def test_a_filter_that_removes_nothing_does_not_change_the_draws(values: dict[st
     assert draws(logits, 200, **values) == draws(logits, 200)
 
 
+def test_top_k_without_a_token_that_is_never_drawn_does_not_change_the_draws() -> None:
+    logits = random_logits(1)
+    logits[17] = -1e6
+    assert draws(logits, 200, top_k=VOCAB - 1) == draws(logits, 200)
+
+
 def test_top_k_keeps_exactly_the_k_best() -> None:
     logits = random_logits(2, spread=0.3)
     best = set(np.argsort(logits)[-3:].tolist())

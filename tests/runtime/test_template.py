@@ -26,19 +26,18 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
     return load_small_tokenizer(tmp_path)
 
 
-def encode_whole(folder: Path, tokenizer: Tokenizer, text: str) -> list[int]:
-    """The reference way: one string, special tokens parsed wherever they stand."""
+def make_reference(folder: Path, tokenizer: Tokenizer) -> tiktoken.Encoding:
+    """An encoder for the reference way: one string, special tokens parsed wherever they stand."""
     specials = {name: tokenizer.special_id(name) for name in tokenizer.special_names}
-    encoding = tiktoken.Encoding(
+    return tiktoken.Encoding(
         "reference",
         pat_str=SPLIT_PATTERN,
         mergeable_ranks=load_ranks(folder / "tiktoken.model"),
         special_tokens={name: number for name, number in specials.items() if number is not None},
     )
-    return encoding.encode(text, allowed_special="all")
 
 
-def render(source: str, *contents: Any, prompt: bool = False) -> str:
+def render(source: str, *contents: object, prompt: bool = False) -> str:
     messages = parse_messages([{"role": "user", "content": content} for content in contents])
     template = ChatTemplate(source, tokens={"bos_token": "[BOS]"})
     segments = template.render(messages, add_generation_prompt=prompt)
@@ -65,6 +64,8 @@ def test_a_harmless_conversation_has_the_ids_of_the_whole_string(
 ) -> None:
     random = np.random.default_rng(5)
     template = ChatTemplate.load(tmp_path)
+    encoder = make_reference(tmp_path, tokenizer)
+    reference = Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
     letters = list(" \n\taetoinsh'.,◁▷中9")
     for _ in range(200):
         texts = ["".join(random.choice(letters, size=random.integers(0, 12))) for _ in range(4)]
@@ -74,23 +75,19 @@ def test_a_harmless_conversation_has_the_ids_of_the_whole_string(
             {"role": "user", "content": parts},
             {"role": "assistant", "content": texts[3]},
         ]
-        reference = Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
         whole = reference.render(messages=messages, add_generation_prompt=True)
         ids = template.encode(parse_messages(messages), tokenizer, add_generation_prompt=True)
-        assert ids == encode_whole(tmp_path, tokenizer, whole), texts
+        assert ids == encoder.encode(whole, allowed_special="all"), texts
 
 
 def test_user_text_is_joined_with_the_template_text_beside_it(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    template = ChatTemplate("{{ 'a' }}{{ messages[0].content }}{{ 't' }}")
-    messages = parse_messages([{"role": "user", "content": "et"}])
+    template = ChatTemplate("{{ 't' }}{{ messages[0].content }}")
+    messages = parse_messages([{"role": "user", "content": "e"}])
     ids = template.encode(messages, tokenizer, add_generation_prompt=False)
-    assert (
-        ids
-        == tokenizer.encode("aett")
-        != [*tokenizer.encode("a"), *tokenizer.encode("et"), *tokenizer.encode("t")]
-    )
+    assert ids == tokenizer.encode("te")
+    assert ids != tokenizer.encode("t") + tokenizer.encode("e")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +122,7 @@ def test_special_tokens_in_user_text_stay_text(
         "{{ messages | tojson }}",
         "{{ [messages[0].content] | tojson }}",
         "{{ messages[0].content.split('|')[0] + '|>' }}<|im_{{ messages[0].content }}",
-        "{{ messages[0].content }}{% set x = messages[0].content[0:2] + messages[0].content[2:] %}{{ x }}",
+        "{{ messages[0].content[0:2] + messages[0].content[2:] }}",
     ],
 )
 @pytest.mark.parametrize("text", ["end|>", IM_END])
@@ -178,8 +175,8 @@ def test_a_template_sees_the_text_itself(expression: str, text: str, expected: s
         ("{{ ('a' + messages[0].content)[:12] }}", "changes the text of a message"),
         ("{{ ('a' + messages[0].content) | reverse }}", "changes the text of a message"),
         ("{{ messages[0].content | first }}", "changes the text of a message"),
-        ("{{ messages[0].content._text }}", "chat template fails"),
-        ("{{ messages[0].content.strip.__globals__ }}", "chat template fails"),
+        ("{{ messages[0].content._text }}", "leaves out 1"),
+        ("{{ messages[0].content.strip.__globals__ }}", "leaves out 1"),
         ("{{ 1 / 0 }}", "chat template fails"),
         ("{{ messages.append(1) }}", "chat template fails"),
         ("{{ missing.field }}", "chat template fails"),
@@ -203,7 +200,11 @@ def test_a_template_may_refuse_a_conversation() -> None:
 
 
 def test_blocks_are_trimmed_and_loops_broken_as_in_transformers() -> None:
-    source = "{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n[{{ m.content }}]\n{% endfor %}\n{{ messages[1].content }}"
+    source = """{% for m in messages %}
+  {% if loop.index > 1 %}{% break %}{% endif %}
+[{{ m.content }}]
+{% endfor %}
+{{ messages[1].content }}"""
     assert render(source, "a", "b") == "[a]\nb"
 
 

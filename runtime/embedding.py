@@ -1,0 +1,40 @@
+"""The embedding table: rows read from the mapped file, so that the table costs no memory."""
+
+import numpy as np
+
+from .artifact import Artifact
+from .engine import FloatArray, IntArray
+from .errors import InputError
+
+
+class EmbeddingTable:
+    """Token ids to hidden states, widened to float32."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Map the table of an artifact."""
+        record = artifact.manifest.embedding
+        self._is_bfloat16 = record.dtype == "bfloat16"
+        stored = np.dtype(np.uint16 if self._is_bfloat16 else record.dtype)
+        path = artifact.folder / record.path
+        self._table = np.memmap(path, dtype=stored, mode="r", shape=record.shape)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the table."""
+        return int(self._table.shape[0])
+
+    def rows(self, ids: IntArray) -> FloatArray:
+        """Return the rows of ids (S,) as (S, C).
+
+        Raises:
+            InputError: an id is outside the vocabulary.
+        """
+        outside = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if outside.size:
+            raise InputError(
+                f"token id {outside[0]} is outside the vocabulary of {self.vocab_size}"
+            )
+        stored = np.asarray(self._table[ids])
+        if self._is_bfloat16:
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32)
