@@ -122,22 +122,35 @@ def test_each_layer_and_the_head_equal_the_oracle(fp32: Compiled, whole_oracle: 
     assert relative_error(logits, output.logits[0].numpy()) <= GRAPH_FP32
 
 
-def test_greedy_answers_of_64_tokens_equal_the_oracle(
-    fp32: Compiled, whole_oracle: Oracle
-) -> None:
-    prompt = make_prompt(fp32.session, [(57, 140), (90, 60)], "tell me")
-    request = fp32.session.request(prompt, limits=GenerationLimits(max_new_tokens=64))
-    request.stop_ids = frozenset()
-    for _ in fp32.session.stream(request):
-        pass
-    oracle = whole_oracle(fp32)
+def oracle_answer(oracle: Any, prompt: Prompt) -> list[int]:  # noqa: ANN401
+    """64 greedy ids of the oracle."""
     with torch.no_grad():
-        expected = oracle.generate(
+        ids = oracle.generate(
             input_ids=torch.from_numpy(prompt.ids)[None],
             **image_inputs(prompt),
             max_new_tokens=64,
             min_new_tokens=64,
             do_sample=False,
         )
-    assert request.result is not None
-    assert list(request.result.ids) == expected[0, len(prompt) :].tolist()
+    answer: list[int] = ids[0, len(prompt) :].tolist()
+    return answer
+
+
+def test_greedy_answers_of_64_tokens_equal_the_oracle(
+    fp32: Compiled, whole_oracle: Oracle
+) -> None:
+    """The oracle embeds a placeholder in its own answer as another id: such prompts are skipped."""
+    oracle, compared = whole_oracle(fp32), 0
+    for text in ("tell me", "describe them", "which is larger?", "why", "and now in French"):
+        prompt = make_prompt(fp32.session, [(57, 140), (90, 60)], text)
+        expected = oracle_answer(oracle, prompt)
+        if prompt.media_token_id in expected:
+            continue
+        request = fp32.session.request(prompt, limits=GenerationLimits(max_new_tokens=64))
+        request.stop_ids = frozenset()
+        for _ in fp32.session.stream(request):
+            pass
+        assert request.result is not None
+        assert list(request.result.ids) == expected
+        compared += 1
+    assert compared >= 1
