@@ -17,6 +17,7 @@ from runtime.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
 from runtime.patches import ImageRule, max_patches
 from runtime.progress import Progress, silent
 
+from .cpu_attention import TileVisionAttention
 from .cpu_passes import ComputeInFloat32, FuseExperts
 from .lowering import Lowered, Pass, lower
 
@@ -25,7 +26,7 @@ DEFAULT_MAX_TOKENS = 8192
 DEFAULT_PREFILL_CHUNK = 512
 
 PASSES: dict[str, Callable[[], list[Pass]]] = {
-    "cpu": lambda: [ComputeInFloat32(), FuseExperts()],
+    "cpu": lambda: [ComputeInFloat32(), FuseExperts(), TileVisionAttention()],
 }
 """The lowering of each target, in order."""
 
