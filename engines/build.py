@@ -17,17 +17,14 @@ from runtime.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
 from runtime.patches import ImageRule, max_patches
 from runtime.progress import Progress, silent
 
-from .cpu_attention import TileVisionAttention
-from .cpu_passes import ComputeInFloat32, FuseExperts
+from . import cpu
 from .lowering import Lowered, Pass, lower
 
 STAGE = "build"
 DEFAULT_MAX_TOKENS = 8192
 DEFAULT_PREFILL_CHUNK = 512
 
-PASSES: dict[str, Callable[[], list[Pass]]] = {
-    "cpu": lambda: [ComputeInFloat32(), FuseExperts(), TileVisionAttention()],
-}
+PASSES: dict[str, Callable[[], list[Pass]]] = {"cpu": cpu.passes}
 """The lowering of each target, in order."""
 
 

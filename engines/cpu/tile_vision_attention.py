@@ -4,12 +4,11 @@ The standard Attention operator holds all scores at once, 16 heads x P x P numbe
 largest image of Thinking-2506. The tiled kernel holds a few rows of them.
 """
 
-from dataclasses import replace
-
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from .lowering import Lowered
+from ..graph_edits import given, static_size
+from ..lowering import Lowered
 
 _MICROSOFT = "com.microsoft"
 
@@ -32,7 +31,7 @@ class TileVisionAttention:
         for node in _attentions(model):
             _tile(model, node)
         common.RemoveUnusedNodesPass()(model)
-        return replace(lowered)
+        return lowered
 
     def ensures(self, model: ir.Model) -> str | None:
         """No Attention is left."""
@@ -43,20 +42,22 @@ def _attentions(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.domain == "" and node.op_type == "Attention"]
 
 
+def _is_plain(node: ir.Node) -> bool:
+    """Whether all patches see all, with the default scale D^-0.5 that both operators share."""
+    causal = node.attributes.get("is_causal")
+    return "scale" not in node.attributes and (causal is None or causal.as_int() == 0)
+
+
 def _tile(model: ir.Model, node: ir.Node) -> None:
     joined = _joined(node)
     if joined is None:
         raise RuntimeError(f"{node.name} was not checked")
-    num_heads = node.inputs[0].shape[1]  # type: ignore[index,union-attr]  # (1, H, P, D), traced
     query, key, value = (_before_split(source) for source in node.inputs[:3])
-    scale = node.attributes.get("scale")
-    attributes = {"num_heads": num_heads}
-    if scale is not None:
-        attributes["scale"] = scale.as_float()
+    attributes = {"num_heads": static_size(given(node.inputs[0]), 1)}  # (1, H, P, D)
     tiled = ir.node("MultiHeadAttention", [query, key, value], attributes, domain=_MICROSOFT)
     out = tiled.outputs[0]
     out.name = f"{joined.name}.tiled"
-    out.dtype, out.shape = joined.dtype, joined.shape
+    out.type, out.shape = joined.type, joined.shape
     model.graph.insert_before(node, tiled)
     model.graph.opset_imports[_MICROSOFT] = 1
     ir.convenience.replace_all_uses_with(joined, out)

@@ -1,0 +1,183 @@
+"""Chosen experts in one operator: `MoE` of ONNX Runtime reads only the weights that it needs.
+
+The operator takes the K largest of `router_probs` and weighs the experts by their softmax. The
+logarithms of our scores at the chosen experts, and a large negative number elsewhere, make it
+choose the same ones and weigh them by score / sum; the sum is multiplied back afterwards.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTER
+
+from ..graph_edits import (
+    drop_if_unused,
+    given,
+    neutral_nodes,
+    static_size,
+    stored_initializer,
+    widen_initializer,
+)
+from ..lowering import Lowered
+
+_MICROSOFT = "com.microsoft"
+
+
+class FuseExperts:
+    """Replace each ExpertsUp and ExpertsDown by one `MoE`."""
+
+    name = "fuse-experts"
+
+    def requires(self, model: ir.Model) -> str | None:
+        """The two halves come in pairs."""
+        ups, downs = (neutral_nodes(model, op_type) for op_type in (EXPERTS_UP, EXPERTS_DOWN))
+        return None if len(ups) == len(downs) else f"{len(ups)} {EXPERTS_UP}, {len(downs)} down"
+
+    def run(self, lowered: Lowered) -> Lowered:
+        """Fuse each pair; gate and up rows are interleaved in new weights."""
+        weights = list(lowered.new_weights)
+        for down in neutral_nodes(lowered.model, EXPERTS_DOWN):
+            weights += _fuse(lowered.model, down)
+        for op_type in (EXPERTS_UP, EXPERTS_DOWN):
+            lowered.model.functions.pop((DOMAIN, op_type, ""), None)
+        return replace(lowered, new_weights=tuple(weights))
+
+    def ensures(self, model: ir.Model) -> str | None:
+        """No expert op is left, and a router feeds each fused one."""
+        left = neutral_nodes(model, EXPERTS_UP) + neutral_nodes(model, EXPERTS_DOWN)
+        fused = [node for node in model.graph if node.op_type == "MoE"]
+        if left or len(fused) != len(neutral_nodes(model, ROUTER)):
+            return f"{len(left)} expert ops left, {len(fused)} fused"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelaidExperts:
+    """Expert matrices in the order that `MoE` reads; satisfies `weights_file.Values`."""
+
+    name: str
+    parts: tuple[ir.TensorProtocol, ...]
+    """(E, in, out) each; their rows after the turn are interleaved."""
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Stored type, that of the parts."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(E, parts * out, in)."""
+        experts, inputs, outputs = self.parts[0].shape.numpy()
+        return (experts, len(self.parts) * outputs, inputs)
+
+    def blocks(self) -> Iterable[bytes]:
+        """Yield expert by expert."""
+        arrays = [_as_bits(part) for part in self.parts]
+        for expert in range(self.shape[0]):
+            turned = [array[expert].T for array in arrays]  # (out, in) each
+            yield np.stack(turned, axis=1).reshape(self.shape[1:]).tobytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """The values around one ExpertsUp and its ExpertsDown."""
+
+    up_node: ir.Node
+    down_node: ir.Node
+    hidden: ir.Value
+    experts: ir.Value
+    scores: ir.Value
+    gate: ir.Value
+    up: ir.Value
+    down: ir.Value
+
+    @classmethod
+    def of(cls, down_node: ir.Node) -> "_Pair":
+        inner, experts, scores, down = (given(value) for value in down_node.inputs)
+        up_node = inner.producer()
+        if up_node is None or up_node.op_type != EXPERTS_UP:
+            raise RuntimeError(f"{EXPERTS_DOWN} is not fed by {EXPERTS_UP}")
+        hidden, _, gate, up = (given(value) for value in up_node.inputs)
+        return cls(
+            up_node=up_node,
+            down_node=down_node,
+            hidden=hidden,
+            experts=experts,
+            scores=scores,
+            gate=gate,
+            up=up,
+            down=down,
+        )
+
+
+def _fuse(model: ir.Model, down_node: ir.Node) -> list[RelaidExperts]:
+    """Replace one pair by `MoE` and return its weights."""
+    pair, graph = _Pair.of(down_node), model.graph
+    stem = str(stored_initializer(pair.gate).name).rpartition(".")[0]
+    fc1 = RelaidExperts(name=f"{stem}.fc1", parts=(_data(pair.gate), _data(pair.up)))
+    fc2 = RelaidExperts(name=f"{stem}.fc2", parts=(_data(pair.down),))
+    weights = [_register(graph, relaid, pair.gate.dtype) for relaid in (fc1, fc2)]
+    tape = ir.tape.Tape()
+    logits = _router_logits(tape, pair, num_experts=fc1.shape[0])
+    attributes: dict[str, int | float | str] = {
+        "k": static_size(pair.experts, 1),
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+        "normalize_routing_weights": 1,
+    }
+    inputs = [pair.hidden, logits, weights[0], None, weights[1]]
+    mixed = tape.op("MoE", inputs, attributes, domain=_MICROSOFT)
+    total = tape.op("ReduceSum", [pair.scores, _ints(tape, [-1])], {"keepdims": 1})
+    scaled = tape.op("Mul", [mixed, total])
+    old = down_node.outputs[0]
+    scaled.type, scaled.shape = old.type, old.shape
+    graph.insert_before(down_node, tape.nodes)
+    graph.opset_imports[_MICROSOFT] = 1
+    ir.convenience.replace_all_uses_with(old, scaled)
+    graph.remove([pair.down_node, pair.up_node], safe=True)
+    for value in (pair.gate, pair.up, pair.down):
+        drop_if_unused(graph, value)
+    return [fc1, fc2]
+
+
+def _router_logits(tape: ir.tape.Tape, pair: _Pair, *, num_experts: int) -> ir.Value:
+    """Logarithms of the scores at the chosen experts, -1e30 elsewhere: (N, E)."""
+    tiny = tape.op("Constant", [], {"value_float": 1e-30})
+    logs = tape.op("Log", [tape.op("Max", [pair.scores, tiny])])
+    rows = tape.op("Shape", [pair.experts], {"start": 0, "end": 1})
+    shape = tape.op("Concat", [rows, _ints(tape, [num_experts])], {"axis": 0})
+    never = tape.op("Constant", [], {"value_float": -1e30})
+    base = tape.op("Expand", [never, shape])
+    return tape.op("ScatterElements", [base, pair.experts, logs], {"axis": 1})
+
+
+def _ints(tape: ir.tape.Tape, values: Sequence[int]) -> ir.Value:
+    return tape.op("Constant", [], {"value_ints": list(values)})
+
+
+def _register(graph: ir.Graph, weights: RelaidExperts, dtype: ir.DataType | None) -> ir.Value:
+    """Add an initialiser without a value; widen it if the graph computes in another type."""
+    value = ir.Value(
+        name=weights.name, type=ir.TensorType(weights.dtype), shape=ir.Shape(weights.shape)
+    )
+    graph.initializers.add(value)
+    return value if weights.dtype == dtype else widen_initializer(graph, value)
+
+
+def _data(value: ir.Value) -> ir.TensorProtocol:
+    stored = stored_initializer(value)
+    if stored.const_value is None:
+        raise RuntimeError(f"{stored.name} has no weights")
+    return stored.const_value
+
+
+def _as_bits(tensor: ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    """View a tensor's memory as unsigned integers: values are moved, never read."""
+    array = tensor.numpy()
+    return array.view(f"u{array.dtype.itemsize}")

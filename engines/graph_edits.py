@@ -1,0 +1,53 @@
+"""Small edits that several passes make: find nodes, widen or register initialisers."""
+
+import onnx_ir as ir
+
+from runtime.names import DOMAIN
+
+
+def neutral_nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
+    """List the nodes of one of our own ops."""
+    return [node for node in model.graph if node.domain == DOMAIN and node.op_type == op_type]
+
+
+def given(value: ir.Value | None) -> ir.Value:
+    """Return an input that must be there."""
+    if value is None:
+        raise RuntimeError("a node lacks an input")
+    return value
+
+
+def static_size(value: ir.Value, axis: int) -> int:
+    """Return the size of an axis that the trace fixed."""
+    size = value.shape[axis] if value.shape is not None else None
+    if not isinstance(size, int):
+        raise RuntimeError(f"{value.name}: axis {axis} has no fixed size")
+    return size
+
+
+def widen_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Put a Cast to fp32 between an initialiser and all its users; return the wide value."""
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+    wide = cast.outputs[0]
+    wide.name = f"{value.name}.fp32"
+    wide.dtype, wide.shape = ir.DataType.FLOAT, value.shape
+    for user, index in list(value.uses()):
+        if user is not cast:
+            user.replace_input_with(index, wide)
+    graph.insert_before(graph[0], cast)
+    return wide
+
+
+def stored_initializer(value: ir.Value) -> ir.Value:
+    """Return the initialiser behind a value, looking through a widening cast."""
+    producer = value.producer()
+    return value if producer is None else given(producer.inputs[0])
+
+
+def drop_if_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove an initialiser, and the cast that widens it, when nothing reads it any more."""
+    stored, producer = stored_initializer(value), value.producer()
+    if producer is not None and not value.uses():
+        graph.remove(producer, safe=True)
+    if not stored.uses():
+        graph.initializers.pop(str(stored.name))
