@@ -24,7 +24,12 @@ def cli_page(app: typer.Typer) -> str:
     """Describe every command of the app as Markdown, parents before their sub-commands."""
     command = typer.main.get_command(app)
     context = command.context_class(
-        command, info_name=PROGRAM, terminal_width=WIDTH, max_content_width=WIDTH, color=False
+        command,
+        info_name=PROGRAM,
+        terminal_width=WIDTH,
+        max_content_width=WIDTH,
+        color=False,
+        **command.context_settings,
     )
     return "\n".join([INTRODUCTION, *_sections(command, context)])
 

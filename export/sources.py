@@ -66,7 +66,7 @@ class Source:
                         f"{name}: values that are not finite as {self.torch_dtype}; "
                         "the checkpoint is damaged or needs a wider recipe (bf16 or fp32)"
                     )
-                yield memoryview(block.view(torch.uint8).flatten().numpy())
+                yield block.view(torch.uint8).flatten().numpy().data
 
     def value(self) -> Tensor:
         """Return the whole parameter in memory."""

@@ -8,6 +8,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -112,13 +113,13 @@ class _Export:
         done, total = 0, sum(sizes.values())
         self.progress(STAGE, done, total)
         for file in self.checkpoint.text_files():
-            journal.ensure(f"{MODEL_FOLDER}/{file.name}", lambda path, file=file: _copy(file, path))
+            journal.ensure(f"{MODEL_FOLDER}/{file.name}", partial(_copy, file))
         for name, sources in {names.EMBEDDING: [self.embedding], **self.sources}.items():
-            journal.ensure(_weights_path(name), lambda path, s=sources: write_weights(path, s))
+            journal.ensure(_weights_path(name), partial(write_weights, tensors=sources))
             done += sizes[name]
             self.progress(STAGE, done, total)
         for plan in self.plans:
-            journal.ensure(_graph_path(plan.name), lambda path, p=plan: self._write_graph(p, path))
+            journal.ensure(_graph_path(plan.name), partial(self._write_graph, plan))
         manifest = self._manifest(journal.files)
         manifest.write(self.folder)
         journal.close()

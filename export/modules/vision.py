@@ -44,8 +44,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, patches: Tensor, row_weights: Tensor, column_weights: Tensor) -> Tensor:
         """(h, w, 3 * 14 * 14) to (h, w, C)."""
-        x: Tensor = self.proj(patches.to(self.proj.weight.dtype))
-        return x + self.pos_emb(row_weights, column_weights)
+        x = self.proj(patches.to(self.proj.weight.dtype))
+        placed: Tensor = x + self.pos_emb(row_weights, column_weights)
+        return placed
 
 
 class VisionMLP(nn.Module):

@@ -1,0 +1,1 @@
+"""Speed, measured beside something else in the same run; never part of the tests."""

@@ -1,0 +1,214 @@
+"""Arguments and flags that commands share: one name and one help text for one thing."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Recipe = Literal["fp32", "fp16", "bf16"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+ReleaseName = Literal["instruct", "thinking", "thinking-2506"]
+
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A checkpoint folder, or an id owner/name on the Hugging Face hub.",
+    ),
+]
+NewArtifactArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ARTIFACT", help="The artifact folder to make, or to go on with after a stop."
+    ),
+]
+ArtifactArgument = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder, made by compile.")
+]
+
+PromptArgument = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.")
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+TargetOption = Annotated[str, typer.Option(help="Where it runs; cpu is the one there is.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Cores to use.", show_default="all that are allowed"),
+]
+
+RecipeOption = Annotated[Recipe, typer.Option(help="The number format of the weights.")]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N,...",
+        help="The only decoder layers to keep, such as 0,1; for trials.",
+        show_default="all",
+    ),
+]
+TapsOption = Annotated[
+    bool,
+    typer.Option("--taps", help="Let MoE layers put out the router's decisions too."),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REVISION",
+        help="Branch, tag or commit of a hub id.",
+        show_default="the main branch",
+    ),
+]
+
+MaxKvCacheCapacityOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Most tokens of one sequence, prompt and answer together.",
+        show_default="8192, or what the model allows",
+    ),
+]
+MaxInputLenOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Most tokens of a prompt, images included.",
+        show_default="the cache's capacity",
+    ),
+]
+MaxBatchSizeOption = Annotated[
+    int,
+    typer.Option(metavar="N", min=1, help="Slots: sequences in the cache at the same time."),
+]
+MaxImageTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Most tokens of one image.",
+        show_default="what the checkpoint's image rule can give",
+    ),
+]
+PrefillChunkOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Tokens of a prompt that are computed in one step.",
+        show_default="512",
+    ),
+]
+
+ReleaseOption = Annotated[
+    ReleaseName | None,
+    typer.Option(
+        help="The release whose recommended sampling and length are the defaults.",
+        show_default="told from the checkpoint's files, else greedy",
+    ),
+]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X", help="Divides the logits; 0 is greedy.", show_default="the release's, else 0"
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Choose among the K best tokens; 0 is all.", show_default="0"),
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Choose among the best tokens that hold this share of the probability; 1 is all.",
+        show_default="1",
+    ),
+]
+MinPOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Leave out tokens below this share of the best one's probability; 0 is none.",
+        show_default="0",
+    ),
+]
+RepetitionPenaltyOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Above 1 makes tokens that were already seen less likely; 1 is off.",
+        show_default="1",
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Equal seeds choose equally.", show_default="another each time"),
+]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Most tokens to generate, thinking included.",
+        show_default="the release's, else all that fit",
+    ),
+]
+MaxThinkingTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Tokens of thinking after which the answer is begun.",
+        show_default="no end",
+    ),
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="End the answer before this text; may be given again.",
+        show_default=False,
+    ),
+]
+LogprobsOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Best tokens to report with each token, at most 20; needs --json.",
+        show_default="0",
+    ),
+]
+ImageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH",
+        help="An image to ask about; may be given again, in order.",
+        show_default=False,
+    ),
+]
+SystemOption = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What the system message says.", show_default=False),
+]
+ShowThinkingOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--show-thinking/--hide-thinking",
+        help="Print the thinking before the answer.",
+        show_default="only on a terminal",
+    ),
+]
+
+
+def layers_from_text(text: str | None) -> tuple[int, ...] | None:
+    """Read `--layers`; whether the model has them is seen later."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"expected numbers with commas, such as 0,1; found {text!r}", param_hint="--layers"
+        ) from error

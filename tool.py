@@ -1,0 +1,50 @@
+"""The toolkit's command line: `python tool.py --help`. Registers the commands, nothing else."""
+
+import signal
+import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends quietly while modules are loaded
+
+import typer
+
+from commands.build import build
+from commands.chat import chat
+from commands.compile import compile_checkpoint
+from commands.doctor import doctor
+from commands.export import export
+from commands.inspect import inspect
+from commands.outcome import status_of
+from commands.run import run
+from commands.synth import synth
+from commands.verify import verify
+
+app = typer.Typer(
+    help="Take a Kimi-VL-A3B checkpoint to tokens on your own machine.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, the same on every terminal and in docs/cli.md
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# In the order of the work.
+app.command("doctor")(doctor)
+app.command("synth")(synth)
+app.command("export")(export)
+app.command("build")(build)
+app.command("verify")(verify)
+app.command("inspect")(inspect)
+app.command("run")(run)
+app.command("chat")(chat)
+app.command("compile")(compile_checkpoint)
+
+
+def main() -> None:
+    """Run one command and exit with its status; without arguments, print the help."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(status_of(app, sys.argv[1:] or ["--help"]))
+
+
+if __name__ == "__main__":
+    main()
