@@ -15,10 +15,10 @@ from export.graphs import plan_graphs
 from export.sources import load_parameters, parameter_sources
 from export.stage import ExportOptions, export_checkpoint
 from export.synth import write_synthetic
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
 from runtime.config import DecoderConfig
-from runtime.engine import FloatArray
-from runtime.onnx_engine import OnnxEngine
+from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.protocol import FloatArray
 
 from .pairs import Pair, time_pair
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from export.graphs import GraphPlan
 from runtime import names
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
-from runtime.onnx_session import open_session
-from runtime.patches import position_weights
+from runtime.engine.onnx_session import open_session
+from runtime.prompt.patches import position_weights
 
 Arrays = Mapping[str, NDArray[np.generic]]
 _SEED = 20260

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from export.graphs import plan_graphs
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import Manifest
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, describe_problems
-from runtime.manifest import Manifest
 from runtime.progress import Progress, silent
 
 from .parity import measure_graph

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from runtime.generate import Request, Result
-    from runtime.prompt import Prompt
-    from runtime.sampling import Choice
+    from runtime.generation.generate import Request, Result
+    from runtime.generation.sampling import Choice
+    from runtime.prompt.encoder import Prompt
     from runtime.session import Session
 
 _CHANCE_ONLY = ("top_k", "top_p", "min_p")
@@ -37,8 +37,8 @@ class Wishes:
         Raises:
             InputError: a value is outside its range.
         """
-        from runtime.sampling import Sampling
-        from runtime.stopping import GenerationLimits
+        from runtime.generation.sampling import Sampling
+        from runtime.generation.stopping import GenerationLimits
 
         wishes = cls(
             sampling={name: value for name, value in sampling.items() if value is not None},
@@ -92,7 +92,7 @@ def open_image(path: str) -> "Image.Image":
         InputError: it is missing, broken, or at an address instead of a path.
         CapacityError: it is too large.
     """
-    from runtime.images import load_image
+    from runtime.prompt.images import load_image
 
     if "://" in path:
         raise InputError(f"{path}: addresses are not fetched; download the image, give its path")

@@ -106,7 +106,7 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         """Answer a message; an error takes it and its images out of the conversation."""
-        from runtime.messages import drop_thinking, parse_messages
+        from runtime.prompt.messages import drop_thinking, parse_messages
 
         images, self._images = self._images, []
         asked = [*self._messages, answering.user_message(text, images)]
@@ -128,7 +128,7 @@ class Chat:
 
 def _raw(answer: answering.Answer) -> str:
     """Write an answer as the model did, thinking included."""
-    from runtime.special_tokens import THINK_END, THINK_START
+    from runtime.prompt.special_tokens import THINK_END, THINK_START
 
     if not answer.thinking:
         return answer.text

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from engines.build import BuildOptions
     from export.checkpoint.reader import Checkpoint
     from export.stage import ExportOptions
-    from runtime.manifest import Manifest
+    from runtime.artifact.manifest import Manifest
 
 
 @with_flag_groups
@@ -42,7 +42,7 @@ def _check_build(source: "Checkpoint", target: str, sizes: "BuildOptions") -> No
     """Refuse what the build would refuse, before the export, which is slow."""
     from engines.build import PASSES
     from runtime.errors import UnsupportedError
-    from runtime.patches import ImageRule
+    from runtime.prompt.patches import ImageRule
 
     if target not in PASSES:
         raise UnsupportedError(f"target {target!r}: known ones are {', '.join(PASSES)}")

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from runtime.artifact.manifest import FILE_NAME, Manifest, TargetRecord
 from runtime.files import sha256_of
-from runtime.manifest import FILE_NAME, Manifest, TargetRecord
 
 from . import options, output, summary
 

@@ -13,8 +13,8 @@ from . import answering, options, output
 from .flag_groups import GenerationFlags, with_flag_groups
 
 if TYPE_CHECKING:
-    from runtime.generate import Request
-    from runtime.sampling import Choice
+    from runtime.generation.generate import Request
+    from runtime.generation.sampling import Choice
 
 
 @with_flag_groups

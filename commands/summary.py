@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from runtime.manifest import Manifest
+from runtime.artifact.manifest import Manifest
 
 
 def artifact_summary(folder: Path, manifest: Manifest) -> dict[str, Any]:

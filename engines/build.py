@@ -8,14 +8,14 @@ import onnx_ir as ir
 
 from export.graph.journal import Journal, key_of
 from export.graph.weights_file import WEIGHTS_FOLDER, bind_weights, write_weights
-from runtime.artifact import Artifact
+from runtime.artifact.folder import Artifact
+from runtime.artifact.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import InputError, UnsupportedError
 from runtime.files import sha256_of, write_bytes
 from runtime.limits import Limits
-from runtime.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
-from runtime.patches import ImageRule, max_patches
 from runtime.progress import Progress, silent
+from runtime.prompt.patches import ImageRule, max_patches
 
 from . import cpu
 from .lowering import Lowered, Pass, lower

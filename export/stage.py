@@ -15,10 +15,10 @@ import onnx_ir as ir
 import torch
 
 from runtime import __version__, names
+from runtime.artifact.manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TableRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, CapacityError, InputError
 from runtime.files import sha256_of, write_bytes
-from runtime.manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TableRecord
 from runtime.progress import Progress, silent
 
 from .checkpoint.reader import Checkpoint

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime import special_tokens as names
+from runtime.prompt import special_tokens as names
 
 NUM_BYTES = 256
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .channels import Piece
     from .errors import KimiVLError
-    from .generate import Request, Result
-    from .prompt import Prompt
-    from .sampling import Sampling
+    from .generation.channels import Piece
+    from .generation.generate import Request, Result
+    from .generation.sampling import Sampling
+    from .generation.stopping import GenerationLimits
+    from .prompt.encoder import Prompt
     from .session import Session
-    from .stopping import GenerationLimits
 
 __all__ = [
     "GenerationLimits",
@@ -36,13 +36,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "GenerationLimits": "stopping",
+    "GenerationLimits": "generation.stopping",
     "KimiVLError": "errors",
-    "Piece": "channels",
-    "Prompt": "prompt",
-    "Request": "generate",
-    "Result": "generate",
-    "Sampling": "sampling",
+    "Piece": "generation.channels",
+    "Prompt": "prompt.encoder",
+    "Request": "generation.generate",
+    "Result": "generation.generate",
+    "Sampling": "generation.sampling",
     "Session": "session",
 }
 

@@ -8,17 +8,17 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifact import Artifact
-from .channels import Piece
+from .artifact.folder import Artifact
 from .config import KimiVLConfig
-from .engine import Engine, FloatArray
+from .engine.protocol import Engine, FloatArray
 from .errors import InputError
-from .generate import Request, check_prompt, embed_prompt, generate, prefill_logits
-from .prompt import Prompt, PromptEncoder
-from .releases import RELEASES, Release, default_sampling, detect_release, stop_ids
-from .sampling import Sampling
-from .stopping import GenerationLimits
-from .tokenizer import Tokenizer
+from .generation.channels import Piece
+from .generation.generate import Request, check_prompt, embed_prompt, generate, prefill_logits
+from .generation.releases import RELEASES, Release, default_sampling, detect_release, stop_ids
+from .generation.sampling import Sampling
+from .generation.stopping import GenerationLimits
+from .prompt.encoder import Prompt, PromptEncoder
+from .prompt.tokenizer import Tokenizer
 
 
 class Session:
@@ -60,7 +60,7 @@ class Session:
             ArtifactError: the folder is incomplete, altered, or not built for the target.
             InputError: there is no such release.
         """
-        from .onnx_engine import OnnxEngine
+        from .engine.onnx_engine import OnnxEngine
 
         artifact = Artifact.open(folder)
         model_folder = artifact.model_folder

@@ -5,8 +5,8 @@ from typing import Any
 
 from export.synth_text import SPECIAL_OFFSETS, write_text_files
 from runtime.config import DecoderConfig, KimiVLConfig, VisionConfig
-from runtime.special_tokens import IM_END, MEDIA_PAD, NUM_SPECIAL_SLOTS
-from runtime.tokenizer import Tokenizer
+from runtime.prompt.special_tokens import IM_END, MEDIA_PAD, NUM_SPECIAL_SLOTS
+from runtime.prompt.tokenizer import Tokenizer
 
 BASE_TOKENS = 1200
 IN_TOKEN_LIMIT = 64

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from runtime.artifact.manifest import FileRecord
 from runtime.errors import ArtifactError
 from runtime.files import resolve_inside, write_bytes
-from runtime.manifest import FileRecord
 
 
 def key_of(inputs: Mapping[str, Any]) -> str:

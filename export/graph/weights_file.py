@@ -12,8 +12,8 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from runtime.artifact.manifest import FileRecord
 from runtime.files import replacing
-from runtime.manifest import FileRecord
 
 WEIGHTS_FOLDER = "weights"
 PAGE_BYTES = 4096

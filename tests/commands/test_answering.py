@@ -13,12 +13,12 @@ from PIL import Image
 
 from commands import answering
 from commands.chat import Chat
-from runtime.channels import Piece
-from runtime.messages import Message, Text
-from runtime.releases import THINKING_2506
-from runtime.sampling import Sampling
+from runtime.generation.channels import Piece
+from runtime.generation.releases import THINKING_2506
+from runtime.generation.sampling import Sampling
+from runtime.generation.stopping import GenerationLimits
+from runtime.prompt.messages import Message, Text
 from runtime.session import Session
-from runtime.stopping import GenerationLimits
 
 from .conftest import Tool
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import outcome, output
-from runtime.manifest import FILE_NAME
+from runtime.artifact.manifest import FILE_NAME
 
 from .conftest import Tool
 

@@ -10,8 +10,8 @@ import pytest
 
 from calibration.tolerances import GRAPH_FP32
 from commands import inspect, options, progress
+from runtime.artifact.manifest import FILE_NAME, Manifest
 from runtime.files import sha256_of
-from runtime.manifest import FILE_NAME, Manifest
 from runtime.progress import silent
 
 from .conftest import Tool
@@ -158,7 +158,7 @@ def test_a_terminal_gets_a_bar_for_each_stage_on_stderr(
 def test_the_recipes_and_dtypes_of_the_flags_are_those_that_exist() -> None:
     from export.graphs import DTYPES as RECIPES
     from export.synthetic import DTYPES
-    from runtime.releases import RELEASES
+    from runtime.generation.releases import RELEASES
 
     assert set(options.Recipe.__args__) == set(RECIPES)  # type: ignore[attr-defined]  # of a Literal
     assert set(options.Dtype.__args__) == set(DTYPES)  # type: ignore[attr-defined]  # of a Literal

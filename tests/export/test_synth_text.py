@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from export.synth_text import write_text_files
-from runtime.special_tokens import EOS, IM_END, MEDIA_PAD, PAD
-from runtime.tokenizer import Tokenizer
+from runtime.prompt.special_tokens import EOS, IM_END, MEDIA_PAD, PAD
+from runtime.prompt.tokenizer import Tokenizer
 
 RELEASED_BASE_TOKENS = 163_584
 

@@ -22,7 +22,7 @@ _RENAMES = {
 
 
 def declare_torchvision_operators() -> None:
-    """Let torchvision's wheel import with the CPU build of torch; its operators are never called."""
+    """Let torchvision's wheel import with the CPU build of torch; its operators go unused."""
     if find_spec("torchvision") and not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

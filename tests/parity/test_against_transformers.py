@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibration.parity import relative_error
 from calibration.tolerances import GRAPH_FP32, WHOLE_FP32
 from runtime import GenerationLimits, Prompt
-from runtime.patches import position_weights
+from runtime.prompt.patches import position_weights
 from tests.oracles import model as oracles
 
 from .conftest import Compiled, make_prompt
@@ -136,9 +136,7 @@ def oracle_answer(oracle: Any, prompt: Prompt) -> list[int]:  # noqa: ANN401
     return answer
 
 
-def test_greedy_answers_of_64_tokens_equal_the_oracle(
-    fp32: Compiled, whole_oracle: Oracle
-) -> None:
+def test_greedy_answers_of_64_tokens_equal_the_oracle(fp32: Compiled, whole_oracle: Oracle) -> None:
     """Prompts whose answer holds an id that the oracle treats apart are skipped.
 
     It embeds the image and video placeholders as another id, and does not choose the end of text

@@ -11,10 +11,10 @@ import pytest
 from calibration.parity import relative_error
 from calibration.tolerances import STORED_BF16, STORED_FP16
 from runtime import names
-from runtime.artifact import Artifact
-from runtime.engine import FloatArray
-from runtime.generate import embed_prompt
-from runtime.onnx_engine import OnnxEngine
+from runtime.artifact.folder import Artifact
+from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.protocol import FloatArray
+from runtime.generation.generate import embed_prompt
 
 from .conftest import Compile, Compiled, make_prompt
 
@@ -27,7 +27,8 @@ def run_with_taps(compiled: Compiled) -> tuple[FloatArray, Taps]:
     """Logits of one prompt (S, V) and the router's decisions per layer."""
     taps: Taps = {}
     engine = OnnxEngine(
-        Artifact.open(compiled.artifact), observer=lambda layer, values: taps.update({layer: values})
+        Artifact.open(compiled.artifact),
+        observer=lambda layer, values: taps.update({layer: values}),
     )
     prompt = make_prompt(compiled.session, [(131, 45), (60, 60)], "the same tokens, narrower")
     hidden = embed_prompt(engine, prompt)[None]

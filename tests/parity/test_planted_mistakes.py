@@ -6,7 +6,7 @@ at least ten times over the bound that the right module keeps. What no compariso
 (the kind of GELU, the epsilon of a norm) has unit tests in `test_small_parts.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from export.modules import ops, rope
 from export.modules import vision as vision_module
 from export.sources import load_parameters, parameter_sources
 from export.synth import write_synthetic
-from runtime.patches import PatchedImage, position_weights
+from runtime.prompt.patches import PatchedImage, position_weights
 from tests.oracles import model as oracles
 
 Patch = pytest.MonkeyPatch
@@ -95,8 +95,8 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
-    yield Subject(tmp_path_factory.mktemp("mistakes"))
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return Subject(tmp_path_factory.mktemp("mistakes"))
 
 
 def attribute(owner: Any, name: str, wrong: Any) -> Plant:  # noqa: ANN401  # any attribute

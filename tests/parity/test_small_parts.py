@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.modules.decoder import Attention, DecoderLayer, Head
-from export.modules.linear import LayerNorm, RMSNorm
+from export.modules.linear import LayerNorm, Linear, RMSNorm
 from export.modules.vision import Encoder, Projector, VisionBlock, VisionMLP
 from tests.doubles import make_small_config
 
@@ -25,11 +25,12 @@ def tanh_gelu(x: float) -> float:
     return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def identity_linear(layer: nn.Module) -> None:
+def identity_linear(layer: Linear) -> None:
     """Make a linear map pass its first channel through."""
-    layer.weight.data.zero_()  # type: ignore[operator,union-attr]
-    layer.weight.data[0, 0] = 1  # type: ignore[index,union-attr]
-    layer.bias.data.zero_()  # type: ignore[operator,union-attr]
+    layer.weight.data.zero_()
+    layer.weight.data[0, 0] = 1
+    assert layer.bias is not None
+    layer.bias.data.zero_()
 
 
 def through_mlp(x: Tensor) -> Tensor:
@@ -38,7 +39,8 @@ def through_mlp(x: Tensor) -> Tensor:
     identity_linear(mlp.fc1)
     rows = torch.zeros(1, len(x), CONFIG.vision.width, dtype=torch.float64)
     rows[0, :, 0] = x
-    return mlp(rows)[0, :, 0].detach()
+    found: Tensor = mlp(rows)[0, :, 0].detach()
+    return found
 
 
 def through_projector(x: Tensor) -> Tensor:
@@ -48,7 +50,8 @@ def through_projector(x: Tensor) -> Tensor:
     projector.pre_norm = nn.Identity()  # type: ignore[assignment]
     rows = torch.zeros(len(x), 4, CONFIG.vision.width, dtype=torch.float64)
     rows[:, 0, 0] = x
-    return projector(rows)[:, 0].detach()
+    found: Tensor = projector(rows)[:, 0].detach()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -66,11 +69,11 @@ def test_each_gelu_is_of_its_kind(
     assert np.abs(found - [wrong(x) for x in GRID.tolist()]).max() > 1e-4
 
 
-def norm_of_small_input(norm: nn.Module, *, centred: bool) -> float:
+def norm_of_small_input(norm: LayerNorm | RMSNorm, *, centred: bool) -> float:
     """The epsilon that explains what a norm with weight 1 does to inputs of size 1e-3."""
-    size = norm.weight.shape[0]  # type: ignore[index,union-attr]
+    size = norm.weight.shape[0]
     norm.double()
-    norm.weight.data.fill_(1)  # type: ignore[operator,union-attr]
+    norm.weight.data.fill_(1)
     if isinstance(norm, LayerNorm):
         norm.bias.data.zero_()
     x = 1e-3 * torch.randn(1, size, generator=torch.Generator().manual_seed(0)).double()
@@ -80,7 +83,10 @@ def norm_of_small_input(norm: nn.Module, *, centred: bool) -> float:
 
 
 def test_every_layer_norm_has_epsilon_1e_5() -> None:
-    block, encoder = VisionBlock(CONFIG.vision, torch.float32), Encoder(CONFIG.vision, torch.float32)
+    block, encoder = (
+        VisionBlock(CONFIG.vision, torch.float32),
+        Encoder(CONFIG.vision, torch.float32),
+    )
     projector = Projector(CONFIG, torch.float32)
     for norm in (block.norm0, block.norm1, encoder.final_layernorm, projector.pre_norm):
         assert norm_of_small_input(norm, centred=True) == pytest.approx(1e-5, rel=1e-3)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.channels import Piece
-from runtime.generate import Request, Result, generate
-from runtime.patches import PatchedImage
-from runtime.prompt import Prompt
-from runtime.sampling import Sampling
-from runtime.stopping import GenerationLimits
-from runtime.tokenizer import Tokenizer
+from runtime.generation.channels import Piece
+from runtime.generation.generate import Request, Result, generate
+from runtime.generation.sampling import Sampling
+from runtime.generation.stopping import GenerationLimits
+from runtime.prompt.encoder import Prompt
+from runtime.prompt.patches import PatchedImage
+from runtime.prompt.tokenizer import Tokenizer
 from tests.runtime.fake_engine import FakeEngine, make_limits, scripted_table
 
 # One id for each byte, so that markers, stop strings and characters are cut everywhere.

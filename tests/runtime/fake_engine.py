@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.engine import FloatArray, IntArray
+from runtime.engine.protocol import FloatArray, IntArray
 from runtime.errors import CapacityError, NumericError
 from runtime.limits import Limits
-from runtime.patches import PatchedImage
+from runtime.prompt.patches import PatchedImage
 
 WIDTH = 2
 

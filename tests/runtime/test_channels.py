@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from runtime.channels import ChannelSplitter, Piece
+from runtime.generation.channels import ChannelSplitter, Piece
 from tests.runtime.cuts import cuttings
 
 # Text, thinking, answer; written out by hand.

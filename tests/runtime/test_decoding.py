@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from runtime.generate import Decoding
-from runtime.stopping import GenerationLimits
+from runtime.generation.generate import Decoding
+from runtime.generation.stopping import GenerationLimits
 from tests.runtime.byte_model import (
     CLOSING,
     END,

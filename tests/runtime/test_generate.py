@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from runtime.channels import Piece
 from runtime.errors import CapacityError, InputError, NumericError
-from runtime.generate import Request, generate
-from runtime.patches import PatchedImage
-from runtime.sampling import Sampling
-from runtime.stopping import GenerationLimits
+from runtime.generation.channels import Piece
+from runtime.generation.generate import Request, generate
+from runtime.generation.sampling import Sampling
+from runtime.generation.stopping import GenerationLimits
+from runtime.prompt.patches import PatchedImage
 from tests.runtime.byte_model import (
     CLOSING,
     END,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import CapacityError, InputError
-from runtime.images import load_image
+from runtime.prompt.images import load_image
 
 
 def save(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from runtime.errors import InputError
-from runtime.messages import Image, Message, Text, drop_thinking, parse_messages
+from runtime.prompt.messages import Image, Message, Text, drop_thinking, parse_messages
 
 DATA_URL = "data:image/png;base64,AAAA"
 

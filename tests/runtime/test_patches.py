@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from runtime.errors import CheckpointError, InputError
-from runtime.patches import Grid, ImageRule, max_patches, position_weights
+from runtime.prompt.patches import Grid, ImageRule, max_patches, position_weights
 from tests.doubles import write_small_text_files
 from tests.oracles.image_processor import ImageOracle
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from runtime.errors import CheckpointError, InputError
-from runtime.messages import parse_messages
-from runtime.prompt import PromptEncoder
-from runtime.special_tokens import (
+from runtime.prompt.encoder import PromptEncoder
+from runtime.prompt.messages import parse_messages
+from runtime.prompt.special_tokens import (
     IM_ASSISTANT,
     IM_END,
     IM_MIDDLE,

@@ -5,7 +5,7 @@ import pytest
 
 from runtime.config import KimiVLConfig
 from runtime.errors import CheckpointError
-from runtime.releases import (
+from runtime.generation.releases import (
     INSTRUCT,
     RELEASES,
     THINKING,
@@ -15,8 +15,8 @@ from runtime.releases import (
     detect_release,
     stop_ids,
 )
-from runtime.sampling import Sampling
-from runtime.tokenizer import Tokenizer
+from runtime.generation.sampling import Sampling
+from runtime.prompt.tokenizer import Tokenizer
 
 RANKS = {bytes([value]): value for value in range(256)}
 TOKENIZER = Tokenizer(RANKS, {"<|im_end|>": 257, "[EOS]": 256})

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.errors import InputError
-from runtime.sampling import Sampler, Sampling
+from runtime.generation.sampling import Sampler, Sampling
 
 VOCAB = 1000
 FloatArray = NDArray[np.float32]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from runtime.engine import FloatArray
-from runtime.generate import (
+from runtime.engine.protocol import FloatArray
+from runtime.generation.generate import (
     Decoding,
     Request,
     decode_step,
@@ -12,10 +12,10 @@ from runtime.generate import (
     prefill,
     prefill_logits,
 )
-from runtime.patches import PatchedImage
-from runtime.prompt import Prompt
-from runtime.sampling import Sampling
-from runtime.tokenizer import Tokenizer
+from runtime.generation.sampling import Sampling
+from runtime.prompt.encoder import Prompt
+from runtime.prompt.patches import PatchedImage
+from runtime.prompt.tokenizer import Tokenizer
 from tests.runtime.fake_engine import FakeEngine, make_limits
 
 VOCAB, MEDIA, END = 258, 257, 256

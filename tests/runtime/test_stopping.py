@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import InputError
-from runtime.stopping import GenerationLimits, StopStrings, forming_length
+from runtime.generation.stopping import GenerationLimits, StopStrings, forming_length
 from tests.runtime.cuts import cuttings
 
 # Text, stop strings, what is released, whether one was found; written out by hand.

@@ -9,11 +9,11 @@ from jinja2 import Environment
 
 from export.synth_text import CHAT_TEMPLATE
 from runtime.errors import CheckpointError, InputError
-from runtime.messages import parse_messages
-from runtime.special_tokens import IM_END, IM_MIDDLE, IM_USER, MEDIA_PAD
-from runtime.template import ChatTemplate
-from runtime.tokenizer import SPLIT_PATTERN, Tokenizer
-from runtime.tokenizer_files import load_ranks
+from runtime.prompt.messages import parse_messages
+from runtime.prompt.special_tokens import IM_END, IM_MIDDLE, IM_USER, MEDIA_PAD
+from runtime.prompt.template import ChatTemplate
+from runtime.prompt.tokenizer import SPLIT_PATTERN, Tokenizer
+from runtime.prompt.tokenizer_files import load_ranks
 from tests.doubles import BASE_TOKENS, load_small_tokenizer, special_id, write_small_text_files
 
 SYSTEM = "<|im_system|>system<|im_middle|>You are a helpful assistant<|im_end|>"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from runtime.errors import CheckpointError, InputError
-from runtime.special_tokens import EOS, IM_END, MEDIA_PAD, reserved_name
-from runtime.tokenizer import MAX_PIECE, MAX_RUN, SPLIT_PATTERN, TextStream, Tokenizer
+from runtime.prompt.special_tokens import EOS, IM_END, MEDIA_PAD, reserved_name
+from runtime.prompt.tokenizer import MAX_PIECE, MAX_RUN, SPLIT_PATTERN, TextStream, Tokenizer
 from tests.doubles import BASE_TOKENS, load_small_tokenizer, special_id, write_small_text_files
 
 regex: Any = importlib.import_module("regex")  # has no types; tiktoken needs it too

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
-from .errors import InputError, describe_problems
+from ..errors import InputError, describe_problems
 from .special_tokens import THINK_END, THINK_START
 
 ROLES = ("system", "user", "assistant")

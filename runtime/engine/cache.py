@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from .limits import Limits
+from ..limits import Limits
 
 Buffer = NDArray[np.float32]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import CapacityError, InputError
+from ..errors import CapacityError, InputError
 from .messages import ImageSource
 
 MAX_PIXELS = 64_000_000

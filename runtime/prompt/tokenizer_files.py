@@ -10,8 +10,8 @@ import base64
 import binascii
 from pathlib import Path
 
-from .errors import CheckpointError, describe_problems
-from .json_file import read_json_object
+from ..errors import CheckpointError, describe_problems
+from ..json_file import read_json_object
 from .special_tokens import NUM_SPECIAL_SLOTS, reserved_name
 
 RANKS_FILE = "tiktoken.model"

@@ -4,8 +4,8 @@ import os
 
 import onnxruntime as ort
 
-from .artifact import Artifact
-from .errors import ArtifactError
+from ..artifact.folder import Artifact
+from ..errors import ArtifactError
 
 
 def open_session(
@@ -30,6 +30,8 @@ def open_session(
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # shapes change at every step
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Weights stored in 16 bits are widened once, at load, however large they are (0: no limit).
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "0")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path",
         str((artifact.folder / path).parent.resolve()),

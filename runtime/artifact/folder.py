@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ArtifactError, KimiVLError, describe_problems
-from .files import resolve_inside, sha256_of, write_bytes
+from ..errors import ArtifactError, KimiVLError, describe_problems
+from ..files import resolve_inside, sha256_of, write_bytes
+from ..progress import Progress, silent
 from .manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TargetRecord
-from .progress import Progress, silent
 
 CHECKED_FILE = ".checked.json"
 """Size and time of change of weight files whose hash was right; local to a machine."""

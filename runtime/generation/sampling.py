@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, describe_problems
+from ..errors import InputError, describe_problems
 
 MAX_LOGPROBS = 20
 """Most alternatives that one token can report."""

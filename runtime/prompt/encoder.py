@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import KimiVLConfig
-from .errors import CheckpointError, InputError
+from ..config import KimiVLConfig
+from ..errors import CheckpointError, InputError
 from .images import load_image
 from .messages import Image, Message, parse_messages
 from .patches import ImageRule, PatchedImage

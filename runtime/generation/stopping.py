@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import InputError, describe_problems
+from ..errors import InputError, describe_problems
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """`stop`: a stop id or a stop string; `length`: no new token was allowed or fits."""

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .artifact import Artifact
-from .engine import FloatArray, IntArray
-from .errors import InputError
+from ..artifact.folder import Artifact
+from ..errors import InputError
+from .protocol import FloatArray, IntArray
 
 
 class EmbeddingTable:

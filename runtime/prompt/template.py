@@ -20,8 +20,8 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .errors import CheckpointError, InputError
-from .json_file import read_json_object
+from ..errors import CheckpointError, InputError
+from ..json_file import read_json_object
 from .marked_text import Segment, TextVault, derive_from, plain
 from .messages import Message, Text
 from .tokenizer import Tokenizer

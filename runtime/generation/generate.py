@@ -21,15 +21,15 @@ from time import perf_counter
 
 import numpy as np
 
+from ..engine.protocol import Engine, FloatArray, IntArray
+from ..errors import CapacityError, InputError, describe_problems
+from ..limits import Limits
+from ..prompt.encoder import Prompt
+from ..prompt.special_tokens import THINK_END
+from ..prompt.tokenizer import TextStream, Tokenizer
 from .channels import ChannelSplitter, Piece
-from .engine import Engine, FloatArray, IntArray
-from .errors import CapacityError, InputError, describe_problems
-from .limits import Limits
-from .prompt import Prompt
 from .sampling import Choice, Sampler, Sampling
-from .special_tokens import THINK_END
 from .stopping import FinishReason, GenerationLimits, StopStrings
-from .tokenizer import TextStream, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ Does not know: tokens, stop strings.
 from dataclasses import dataclass
 from typing import Literal
 
+from ..prompt.special_tokens import THINK_END, THINK_START
 from .sampling import Choice
-from .special_tokens import THINK_END, THINK_START
 from .stopping import forming_length
 
 Channel = Literal["thinking", "answer"]

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .config_fields import Reader
-from .errors import CheckpointError, InputError, describe_problems
-from .json_file import read_json_object
+from ..config_fields import Reader
+from ..errors import CheckpointError, InputError, describe_problems
+from ..json_file import read_json_object
 
 MAX_SIDE = 512
 """A grid has fewer patches than this on each side; the vision rotation reaches no further."""

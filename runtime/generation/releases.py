@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import KimiVLConfig
-from .config_fields import Reader
-from .errors import CheckpointError, describe_problems
-from .json_file import read_json_object
+from ..config import KimiVLConfig
+from ..config_fields import Reader
+from ..errors import CheckpointError, describe_problems
+from ..json_file import read_json_object
+from ..prompt.special_tokens import IM_END
+from ..prompt.tokenizer import Tokenizer
 from .sampling import Sampling
-from .special_tokens import IM_END
-from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

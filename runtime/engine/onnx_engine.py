@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnxruntime as ort
 
-from . import names
-from .artifact import Artifact
+from .. import names
+from ..artifact.folder import Artifact
+from ..config import KimiVLConfig
+from ..errors import CapacityError, NumericError
+from ..limits import Limits
+from ..prompt.patches import PatchedImage, position_weights
 from .cache import LatentCache
-from .config import KimiVLConfig
 from .embedding import EmbeddingTable
-from .engine import FloatArray, IntArray
-from .errors import CapacityError, NumericError
-from .limits import Limits
 from .onnx_session import open_session
-from .patches import PatchedImage, position_weights
+from .protocol import FloatArray, IntArray
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
 """Told the router's decisions of a layer after each step: layer number, tap name to values."""

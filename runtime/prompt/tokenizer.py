@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tiktoken
 
-from .errors import InputError
+from ..errors import InputError
 from .tokenizer_files import CONFIG_FILE, RANKS_FILE, load_ranks, load_special_names
 
 # Uppercase-like and lowercase-like letters, both without Han, which has a rule of its own.

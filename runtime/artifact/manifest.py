@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError, KimiVLError
-from .files import resolve_inside, write_bytes
-from .limits import Limits
+from ..errors import ArtifactError, KimiVLError
+from ..files import resolve_inside, write_bytes
+from ..limits import Limits
 
 FORMAT = 1
 FILE_NAME = "manifest.json"

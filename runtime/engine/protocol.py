@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .limits import Limits
-from .patches import PatchedImage
+from ..limits import Limits
+from ..prompt.patches import PatchedImage
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""An artifact folder: its manifest, and its files checked before they are used."""

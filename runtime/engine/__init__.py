@@ -1,0 +1,1 @@
+"""What runs the graphs: the protocol of all backends, and ONNX Runtime behind it."""

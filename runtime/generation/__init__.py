@@ -1,0 +1,1 @@
+"""Logits to text: sampling, stopping, thinking and answer."""

@@ -1,0 +1,1 @@
+"""Conversations and images to token ids and patches."""
