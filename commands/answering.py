@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from runtime.generation.generate import Request, Result
+    from runtime.generation.request import Request, Result
     from runtime.generation.sampling import Choice
     from runtime.prompt.encoder import Prompt
     from runtime.session import Session

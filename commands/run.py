@@ -13,7 +13,7 @@ from . import answering, options, output
 from .flag_groups import GenerationFlags, with_flag_groups
 
 if TYPE_CHECKING:
-    from runtime.generation.generate import Request
+    from runtime.generation.request import Request
     from runtime.generation.sampling import Choice
 
 

@@ -45,14 +45,14 @@ class BuildOptions:
             InputError: a size is not positive or larger than the model allows.
         """
         positions = config.decoder.max_positions
-        max_tokens = self.max_tokens or min(DEFAULT_MAX_TOKENS, positions)
-        max_input_tokens = self.max_input_tokens or max_tokens
-        patches = 4 * self.max_image_tokens if self.max_image_tokens else max_patches(rule)
+        max_tokens = _given_or(self.max_tokens, min(DEFAULT_MAX_TOKENS, positions))
+        max_input_tokens = _given_or(self.max_input_tokens, max_tokens)
+        image_tokens = self.max_image_tokens
         limits = Limits(
             max_tokens=max_tokens,
             max_input_tokens=max_input_tokens,
             max_slots=self.max_slots,
-            max_patches=patches,
+            max_patches=max_patches(rule) if image_tokens is None else 4 * image_tokens,
             prefill_chunk=min(self.prefill_chunk, max_tokens),
         )
         wrong = [name for name, value in asdict(limits).items() if value < 1]
@@ -69,6 +69,10 @@ class BuildOptions:
                 "raise --max-kv-cache-capacity or lower --max-input-len"
             )
         return limits
+
+
+def _given_or(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def build_target(

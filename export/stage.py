@@ -107,7 +107,6 @@ class _Export:
     def run(self, key: str) -> Manifest:
         sizes = {name: _weights_bytes(sources) for name, sources in self.sources.items()}
         sizes[names.EMBEDDING] = _weights_bytes([self.embedding])
-        self.folder.mkdir(parents=True, exist_ok=True) if self.folder.parent.exists() else None
         _check_disk(self.folder, sum(sizes.values()))
         journal = Journal(self.folder, STAGE, key)
         done, total = 0, sum(sizes.values())
@@ -118,8 +117,9 @@ class _Export:
             journal.ensure(_weights_path(name), partial(write_weights, tensors=sources))
             done += sizes[name]
             self.progress(STAGE, done, total)
-        for plan in self.plans:
+        for count, plan in enumerate(self.plans, start=1):
             journal.ensure(_graph_path(plan.name), partial(self._write_graph, plan))
+            self.progress("trace", count, len(self.plans))
         manifest = self._manifest(journal.files)
         manifest.write(self.folder)
         journal.close()
@@ -204,8 +204,8 @@ def _check_disk(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(place).free
     if needed_bytes > free_bytes:
         raise CapacityError(
-            f"{folder}: the weights need {needed_bytes / 1e9:.2f} GB, the disk has "
-            f"{free_bytes / 1e9:.2f} GB free; free some or choose another output folder"
+            f"{folder}: the weights need {needed_bytes / 1e6:,.1f} MB, the disk has "
+            f"{free_bytes / 1e6:,.1f} MB free; free some or choose another output folder"
         )
 
 

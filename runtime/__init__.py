@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .errors import KimiVLError
     from .generation.channels import Piece
-    from .generation.generate import Request, Result
+    from .generation.request import Request, Result
     from .generation.sampling import Sampling
     from .generation.stopping import GenerationLimits
     from .prompt.encoder import Prompt
@@ -40,8 +40,8 @@ _HOME = {
     "KimiVLError": "errors",
     "Piece": "generation.channels",
     "Prompt": "prompt.encoder",
-    "Request": "generation.generate",
-    "Result": "generation.generate",
+    "Request": "generation.request",
+    "Result": "generation.request",
     "Sampling": "generation.sampling",
     "Session": "session",
 }

@@ -13,10 +13,13 @@ from .config import KimiVLConfig
 from .engine.protocol import Engine, FloatArray
 from .errors import InputError
 from .generation.channels import Piece
-from .generation.generate import Request, check_prompt, embed_prompt, generate, prefill_logits
+from .generation.generate import generate
 from .generation.releases import RELEASES, Release, default_sampling, detect_release, stop_ids
+from .generation.request import Request
 from .generation.sampling import Sampling
+from .generation.steps import check_prompt, embed_prompt, prefill_logits
 from .generation.stopping import GenerationLimits
+from .progress import Progress, silent
 from .prompt.encoder import Prompt, PromptEncoder
 from .prompt.tokenizer import Tokenizer
 
@@ -46,6 +49,7 @@ class Session:
         target: str = "cpu",
         release: str | None = None,
         num_threads: int | None = None,
+        progress: Progress = silent,
     ) -> "Session":
         """Check an artifact folder and load its graphs.
 
@@ -55,6 +59,7 @@ class Session:
             release: `instruct`, `thinking` or `thinking-2506`, for the sampling defaults; told
                 from the folder where its files say it, else unknown.
             num_threads: cores to use; all that this process may, if left out.
+            progress: told how much of the files is checked.
 
         Raises:
             ArtifactError: the folder is incomplete, altered, or not built for the target.
@@ -62,7 +67,7 @@ class Session:
         """
         from .engine.onnx_engine import OnnxEngine
 
-        artifact = Artifact.open(folder)
+        artifact = Artifact.open(folder, progress=progress)
         model_folder = artifact.model_folder
         config = KimiVLConfig.load(model_folder / "config.json")
         encoder = PromptEncoder.load(model_folder, config)

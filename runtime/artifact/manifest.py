@@ -112,7 +112,7 @@ class Manifest:
         path = folder / FILE_NAME
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ArtifactError(
                 f"{folder}: no {FILE_NAME}; this is not a finished artifact folder "
                 "(make one with `tool.py compile`)"

@@ -1,31 +1,20 @@
-"""The image processor of transformers' Kimi K2.5: the same rule with the same numbers.
+"""The image processor of transformers' Kimi K2.5: the same rule with the same numbers."""
 
-It needs torchvision, whose wheel for this torch expects operators that the CPU build lacks;
-declaring them is enough, they are never called.
-"""
-
-from typing import Any
+from importlib import import_module
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-_KEPT: list[Any] = []  # a Library that is collected takes its operators with it
+from . import torchvision_operators
 
 
 class ImageOracle:
-    """Grid and pixels as the reference makes them; skips the test where torchvision is missing."""
+    """Grid and pixels as the reference makes them."""
 
     def __init__(self, max_patches: int) -> None:
-        torch = pytest.importorskip("torch")
-        if not hasattr(torch.ops.torchvision, "nms"):
-            library = torch.library.Library("torchvision", "DEF")
-            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _KEPT.append(library)
-        pytest.importorskip("torchvision", exc_type=ImportError)
-        self._module = pytest.importorskip("transformers.models.kimi_k25.image_processing_kimi_k25")
+        torchvision_operators.declare()
+        self._module = import_module("transformers.models.kimi_k25.image_processing_kimi_k25")
         self._max_patches = max_patches
         self._processor = self._module.Kimi_K25ImageProcessor(
             max_patches=max_patches, image_mean=[0.5] * 3, image_std=[0.5] * 3

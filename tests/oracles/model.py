@@ -6,14 +6,14 @@ no code with this toolkit: they read the shards with safetensors and the config 
 
 import json
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-_KEPT: list[Any] = []  # a Library that is collected takes its operators with it
+from . import torchvision_operators
+
 _RENAMES = {
     "multi_modal_projector.linear_1": "mm_projector.proj.0",
     "multi_modal_projector.linear_2": "mm_projector.proj.2",
@@ -21,18 +21,9 @@ _RENAMES = {
 }
 
 
-def declare_torchvision_operators() -> None:
-    """Let torchvision's wheel import with the CPU build of torch; its operators go unused."""
-    if find_spec("torchvision") and not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-
-
 def load_whole(checkpoint: Path, workplace: Path) -> Any:  # noqa: ANN401  # transformers has no types
     """Load `Kimi_K25ForConditionalGeneration` in fp32."""
-    declare_torchvision_operators()
+    torchvision_operators.declare()
     from transformers import Kimi_K25ForConditionalGeneration
 
     fields = json.loads((checkpoint / "config.json").read_text())
@@ -69,7 +60,7 @@ def load_whole(checkpoint: Path, workplace: Path) -> Any:  # noqa: ANN401  # tra
 
 def load_decoder(checkpoint: Path, workplace: Path) -> Any:  # noqa: ANN401  # transformers has no types
     """Load `DeepseekV3ForCausalLM` in fp32."""
-    declare_torchvision_operators()
+    torchvision_operators.declare()
     from transformers import DeepseekV3ForCausalLM
 
     fields = json.loads((checkpoint / "config.json").read_text())

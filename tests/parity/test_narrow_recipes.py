@@ -14,7 +14,7 @@ from runtime import names
 from runtime.artifact.folder import Artifact
 from runtime.engine.onnx_engine import OnnxEngine
 from runtime.engine.protocol import FloatArray
-from runtime.generation.generate import embed_prompt
+from runtime.generation.steps import embed_prompt
 
 from .conftest import Compile, Compiled, make_prompt
 

@@ -7,7 +7,7 @@ from calibration.parity import relative_error
 from calibration.tolerances import EXACT, SAME_GRAPH
 from runtime import Prompt
 from runtime.engine.protocol import FloatArray
-from runtime.generation.generate import embed_prompt, prefill_logits
+from runtime.generation.steps import embed_prompt, prefill_logits
 
 from .conftest import PREFILL_CHUNK, Compiled, make_prompt
 

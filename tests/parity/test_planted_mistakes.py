@@ -128,7 +128,7 @@ def resampled(**options: Any) -> Plant:  # noqa: ANN401  # options of interpolat
     """Resample the position table in another way."""
 
     def wrong(self: nn.Module, row_weights: Tensor, column_weights: Tensor) -> Tensor:
-        table = self.weight.permute(2, 0, 1)[None]  # type: ignore[operator,union-attr]
+        table = self.weight.permute(2, 0, 1)[None]  # type: ignore[operator]
         size = (len(row_weights), len(column_weights))
         return F.interpolate(table, size=size, **options)[0].permute(1, 2, 0)
 

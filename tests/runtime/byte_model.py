@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from runtime.generation.channels import Piece
-from runtime.generation.generate import Request, Result, generate
+from runtime.generation.generate import generate
+from runtime.generation.request import Request, Result
 from runtime.generation.sampling import Sampling
 from runtime.generation.stopping import GenerationLimits
 from runtime.prompt.encoder import Prompt

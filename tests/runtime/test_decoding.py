@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.generation.generate import Decoding
+from runtime.generation.decoding import Decoding
 from runtime.generation.stopping import GenerationLimits
 from tests.runtime.byte_model import (
     CLOSING,

@@ -8,7 +8,8 @@ import pytest
 
 from runtime.errors import CapacityError, InputError, NumericError
 from runtime.generation.channels import Piece
-from runtime.generation.generate import Request, generate
+from runtime.generation.generate import generate
+from runtime.generation.request import Request
 from runtime.generation.sampling import Sampling
 from runtime.generation.stopping import GenerationLimits
 from runtime.prompt.patches import PatchedImage
@@ -71,7 +72,7 @@ def test_a_slot_is_used_again_from_its_beginning() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers() -> None:
     engine = make_engine([], 1, max_tokens=len(PROMPT))
-    message = "10 tokens and at least 1 new one do not fit max_tokens 10 .* at least 11 and 10"
+    message = "10 tokens; .* and 10 tokens with the answer; .*--max-kv-cache-capacity 11 or more"
     with pytest.raises(CapacityError, match=message):
         generate(engine, TOKENIZER, make_request())  # at once, not with the first piece
     assert engine.steps == []
@@ -98,7 +99,7 @@ def test_a_prompt_over_the_longest_input_is_refused(longest: int, *, is_refused:
     table = scripted_table([END], prompt_len=len(PROMPT), vocab_size=VOCAB, max_tokens=64)
     engine = FakeEngine(table, limits)
     if is_refused:
-        with pytest.raises(CapacityError, match=r"10 tokens .* max_input_tokens 9;"):
+        with pytest.raises(CapacityError, match=r"10 tokens; .* at most 9 .*--max-input-len 10 "):
             generate(engine, TOKENIZER, make_request())
     else:
         list(generate(engine, TOKENIZER, make_request()))

@@ -4,15 +4,10 @@ import numpy as np
 import pytest
 
 from runtime.engine.protocol import FloatArray
-from runtime.generation.generate import (
-    Decoding,
-    Request,
-    decode_step,
-    embed_prompt,
-    prefill,
-    prefill_logits,
-)
+from runtime.generation.decoding import Decoding
+from runtime.generation.request import Request
 from runtime.generation.sampling import Sampling
+from runtime.generation.steps import decode_step, embed_prompt, prefill, prefill_logits
 from runtime.prompt.encoder import Prompt
 from runtime.prompt.patches import PatchedImage
 from runtime.prompt.tokenizer import Tokenizer

@@ -1,0 +1,153 @@
+"""Turns examples into tensors: pictures of equal grids together, answers marked.
+
+The stream of training batches follows from a seed and the step alone, so that a run can be taken up
+anywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.prompt.encoder import PromptEncoder
+from runtime.prompt.messages import parse_messages
+from runtime.prompt.patches import ImageRule
+from runtime.prompt.special_tokens import IM_END
+
+from .questions import (
+    MAX_CELLS,
+    Example,
+    draw_cells,
+    draw_example,
+    draw_seed,
+    draw_size,
+    draw_text_example,
+)
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples with the same number of pictures, whose grids agree place by place."""
+
+    patches: tuple[Tensor, ...]
+    """For each place of a picture (B, h, w, 3 * 14 * 14) fp32."""
+    ids: Tensor
+    """(B, S) int64: prompt, reply, padding."""
+    targets: Tensor
+    """(B, S) int64: the token that follows, where it belongs to the reply; else `IGNORED`."""
+    real: Tensor
+    """(B, S) bool: no padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the batches of one step look like."""
+
+    one_picture: int
+    """Examples with one picture."""
+    two_pictures: int
+    text_only: int
+    ease_steps: int
+    """Steps over which the pictures go from plain to all their variety."""
+    first_cells: int
+    """Largest picture at the beginning, in cells."""
+
+
+class Encoder:
+    """Encodes examples as the checkpoint's own files say."""
+
+    def __init__(self, prompts: PromptEncoder) -> None:
+        self._prompts = prompts
+        self._end = prompts.tokenizer.special_id(IM_END)
+        self.prompt_ids = lru_cache(maxsize=100_000)(self._prompt_ids)
+
+    @property
+    def rule(self) -> ImageRule:
+        """The image rule."""
+        return self._prompts.rule
+
+    @property
+    def end_id(self) -> int:
+        """What ends a reply."""
+        assert self._end is not None
+        return self._end
+
+    def _prompt_ids(self, question: str, num_pictures: int) -> tuple[int, ...]:
+        """Encode a question, with one media id for each picture."""
+        parts = [{"type": "image", "image": b""}] * num_pictures
+        content = [*parts, {"type": "text", "text": question}]
+        messages = parse_messages([{"role": "user", "content": content}])
+        prompts = self._prompts
+        return tuple(
+            prompts.template.encode(messages, prompts.tokenizer, add_generation_prompt=True)
+        )
+
+    def expand(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """Repeat each media id as often as its picture has tokens."""
+        media = self._prompts.media_token_id
+        left = iter(counts)
+        return [i for one in ids for i in ([media] * next(left) if one == media else [one])]
+
+    def reply_ids(self, reply: str) -> list[int]:
+        """Encode what the model is to write, with its end."""
+        return [*self._prompts.tokenizer.encode(reply), self.end_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn ids back into text."""
+        return self._prompts.tokenizer.decode(ids)
+
+    def pack(self, examples: Sequence[Example]) -> Batch:
+        """Make a batch of examples whose grids agree."""
+        places = list(zip(*(example.pictures for example in examples), strict=True))
+        patches = tuple(
+            torch.from_numpy(np.stack([self.rule.patchify(one).patches for one in place]))
+            for place in places
+        )
+        counts = [place.shape[1] * place.shape[2] // 4 for place in patches]
+        rows = []
+        for example in examples:
+            prompt = self.expand(self.prompt_ids(example.question, len(counts)), counts)
+            rows.append((prompt, self.reply_ids(example.reply)))
+        return _tensors(patches, rows)
+
+
+def _tensors(patches: tuple[Tensor, ...], rows: list[tuple[list[int], list[int]]]) -> Batch:
+    # The last token of a reply is never an input.
+    length = max(len(prompt) + len(reply) for prompt, reply in rows) - 1
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    targets = torch.full_like(ids, IGNORED)
+    real = torch.zeros_like(ids, dtype=torch.bool)
+    for index, (prompt, reply) in enumerate(rows):
+        inputs = [*prompt, *reply[:-1]]
+        ids[index, : len(inputs)] = torch.tensor(inputs)
+        targets[index, len(prompt) - 1 : len(inputs)] = torch.tensor(reply)
+        real[index, : len(inputs)] = True
+    return Batch(patches=patches, ids=ids, targets=targets, real=real)
+
+
+def draw_batches(encoder: Encoder, plan: Plan, seed: int, step: int) -> list[Batch]:
+    """Draw the batches of one training step."""
+    rng = draw_seed(seed, step)
+    progress = min(1.0, step / max(1, plan.ease_steps))
+    most = round(plan.first_cells + (MAX_CELLS - plan.first_cells) * progress)
+    batches = []
+    for count, num_pictures in ((plan.one_picture, 1), (plan.two_pictures, 2)):
+        cells = [draw_cells(rng, most=most // num_pictures) for _ in range(num_pictures)]
+        examples = [
+            draw_example(
+                rng,
+                tuple(draw_size(rng, one) for one in cells),
+                ease=float(1.0 - progress * rng.random() ** 0.5),
+            )
+            for _ in range(count)
+        ]
+        if examples:
+            batches.append(encoder.pack(examples))
+    if plan.text_only:
+        batches.append(encoder.pack([draw_text_example(rng) for _ in range(plan.text_only)]))
+    return batches
