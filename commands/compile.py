@@ -40,13 +40,9 @@ def compile_checkpoint(
 
 def _check_build(source: "Checkpoint", target: str, sizes: "BuildOptions") -> None:
     """Refuse what the build would refuse, before the export, which is slow."""
-    from engines.build import PASSES
-    from runtime.errors import UnsupportedError
-    from runtime.prompt.patches import ImageRule
+    from engines.build import check_build
 
-    if target not in PASSES:
-        raise UnsupportedError(f"target {target!r}: known ones are {', '.join(PASSES)}")
-    sizes.limits(source.config, ImageRule.load(source.folder))
+    check_build(target, sizes, source.config, source.folder)
 
 
 def _run_stages(

@@ -71,6 +71,20 @@ class BuildOptions:
         return limits
 
 
+def check_build(
+    target: str, options: BuildOptions, config: KimiVLConfig, model_folder: Path
+) -> Limits:
+    """Return the limits of a build, refusing what it would refuse, before anything slow.
+
+    Raises:
+        UnsupportedError: there is no such target.
+        InputError: a size is not possible for this model.
+    """
+    if target not in PASSES:
+        raise UnsupportedError(f"target {target!r}: known ones are {', '.join(PASSES)}")
+    return options.limits(config, ImageRule.load(model_folder))
+
+
 def _given_or(value: int | None, default: int) -> int:
     return default if value is None else value
 
@@ -84,16 +98,15 @@ def build_target(
         ArtifactError: the folder is incomplete or altered.
         UnsupportedError: there is no such target.
     """
-    if target not in PASSES:
-        raise UnsupportedError(f"target {target!r}: known ones are {', '.join(PASSES)}")
     artifact = Artifact.open(folder)
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
+    limits = check_build(target, options, config, artifact.model_folder)
     passes = PASSES[target]()
     manifest = artifact.manifest
     record = TargetRecord(
         graphs={name: _lowered_path(path, target) for name, path in manifest.graphs.items()},
         cache=CacheRecord(dtype="float32", width=config.decoder.latent_width),
-        limits=options.limits(config, ImageRule.load(artifact.model_folder)),
+        limits=limits,
         passes=tuple(step.name for step in passes),
     )
     if manifest.targets.get(target) == record:

@@ -46,16 +46,22 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the batches of one step look like."""
+    """What the batches look like, and how they grow harder."""
 
-    one_picture: int
-    """Examples with one picture."""
-    two_pictures: int
-    text_only: int
-    ease_steps: int
-    """Steps over which the pictures go from plain to all their variety."""
-    first_cells: int
-    """Largest picture at the beginning, in cells."""
+    batch: int = 32
+    """Examples in a batch."""
+    text_every: int = 10
+    """Each so many steps, a batch has no pictures at all."""
+    plain_steps: int = 400
+    """Steps with small, plain pictures."""
+    varied_steps: int = 3500
+    """Step at which the pictures have got all their variety."""
+    first_cells: int = 8
+    """Largest picture at the beginning, in cells of 28 x 28 pixels."""
+
+    def progress(self, step: int) -> float:
+        """Tell how far a step is from plain pictures (0) to all the variety (1)."""
+        return min(1.0, max(0.0, (step - self.plain_steps) / (self.varied_steps - self.plain_steps)))
 
 
 class Encoder:
@@ -130,24 +136,18 @@ def _tensors(patches: tuple[Tensor, ...], rows: list[tuple[list[int], list[int]]
     return Batch(patches=patches, ids=ids, targets=targets, real=real)
 
 
-def draw_batches(encoder: Encoder, plan: Plan, seed: int, step: int) -> list[Batch]:
-    """Draw the batches of one training step."""
+def draw_batch(encoder: Encoder, plan: Plan, seed: int, step: int) -> Batch:
+    """Draw the batch of one training step: no picture, one or two."""
     rng = draw_seed(seed, step)
-    progress = min(1.0, step / max(1, plan.ease_steps))
+    if step % plan.text_every == plan.text_every - 1:
+        return encoder.pack([draw_text_example(rng) for _ in range(2 * plan.batch)])
+    progress = plan.progress(step)
     most = round(plan.first_cells + (MAX_CELLS - plan.first_cells) * progress)
-    batches = []
-    for count, num_pictures in ((plan.one_picture, 1), (plan.two_pictures, 2)):
-        cells = [draw_cells(rng, most=most // num_pictures) for _ in range(num_pictures)]
-        examples = [
-            draw_example(
-                rng,
-                tuple(draw_size(rng, one) for one in cells),
-                ease=float(1.0 - progress * rng.random() ** 0.5),
-            )
-            for _ in range(count)
-        ]
-        if examples:
-            batches.append(encoder.pack(examples))
-    if plan.text_only:
-        batches.append(encoder.pack([draw_text_example(rng) for _ in range(plan.text_only)]))
-    return batches
+    num_pictures = 1 + step % 2
+    cells = [draw_cells(rng, most=most // num_pictures) for _ in range(num_pictures)]
+    examples = []
+    for _ in range(plan.batch):
+        sizes = tuple(draw_size(rng, one) for one in cells)
+        ease = 1.0 - progress * float(rng.random()) ** 0.5
+        examples.append(draw_example(rng, sizes, ease))
+    return encoder.pack(examples)

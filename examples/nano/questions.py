@@ -55,10 +55,11 @@ TEXT_WORDINGS = {
 """The same without a picture: only trained on."""
 
 KINDS = tuple(WORDINGS)
-_PAIR_SHARES = {"add": 0.4, "larger": 0.2, "smaller": 0.2, "first": 0.1, "second": 0.1}
+# How often a kind stands here is its share of the training.
+_PAIR_KINDS = ("add",) * 4 + ("larger",) * 2 + ("smaller",) * 2 + ("first", "second")
 _MAX_NUMBER = 100
 _CELL = 28
-MAX_CELLS = 36
+MAX_CELLS = 24
 """Of 28 x 28 pixels: above that, the image rule shrinks a picture."""
 
 
@@ -96,7 +97,7 @@ def draw_example(
     """
     if kind is None:
         reads = len(sizes) == 1 and rng.random() < 0.4
-        kind = "read" if reads else str(rng.choice(list(_PAIR_SHARES), p=list(_PAIR_SHARES.values())))
+        kind = "read" if reads else _PAIR_KINDS[int(rng.integers(len(_PAIR_KINDS)))]
     numbers = _draw_numbers(rng, 1 if kind == "read" else 2)
     if len(sizes) == 1:
         shown = [numbers]

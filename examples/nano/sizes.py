@@ -10,8 +10,8 @@ from export.synth_configs import FULL_CONFIG, MEDIA_TOKEN_OFFSET, NUM_SPECIAL_TO
 
 from .vocabulary import BASE_TOKENS
 
-IN_TOKEN_LIMIT = 144
-"""Patches above which a picture is shrunk: 12 x 12."""
+IN_TOKEN_LIMIT = 96
+"""Patches above which a picture is shrunk: 12 x 8, for example."""
 
 _TEXT: dict[str, Any] = {
     "vocab_size": BASE_TOKENS + NUM_SPECIAL_TOKENS,
@@ -26,7 +26,7 @@ _TEXT: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "n_shared_experts": 2,
     "kv_lora_rank": 128,
-    "qk_nope_head_dim": 48,
+    "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16,
     "v_head_dim": 32,
     "bos_token_id": BASE_TOKENS,

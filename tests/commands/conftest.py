@@ -1,4 +1,4 @@
-"""The tool in this process, and one small artifact that all tests of the commands share."""
+"""The tool in this process, as `main` calls it."""
 
 import shutil
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from commands.outcome import status_of
 from tool import app
@@ -35,27 +34,6 @@ def tool(capsys: pytest.CaptureFixture[str]) -> Tool:
         return Outcome(status=status, stdout=captured.out, stderr=captured.err)
 
     return call
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that must not be changed."""
-    folder = tmp_path_factory.mktemp("commands") / "checkpoint"
-    done = CliRunner().invoke(app, ["synth", "tiny", str(folder), "--seed", "1"])
-    assert done.exit_code == 0, done.output
-    return folder
-
-
-@pytest.fixture(scope="session")
-def artifact(checkpoint: Path) -> Path:
-    """An artifact that must not be changed: all layers in fp32, two slots of 2048 tokens."""
-    folder = checkpoint.with_name("artifact")
-    limits = ["--max-kv-cache-capacity", "2048", "--max-batch-size", "2", "--prefill-chunk", "64"]
-    words = ["compile", str(checkpoint), str(folder), "--recipe", "fp32", *limits]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[0].split() == ["artifact", str(folder)]
-    return folder
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ NAMED_ERRORS = {
     "run {artifact} hi --image {broken}": "broken",
     "run {artifact} hi --image {foreign}": "not a file",
     "run {artifact} hi --image https://a.org/x.png": "addresses are not fetched",
-    "run {artifact} {long}": "do not fit max_tokens 2048",
+    "run {artifact} {long}": "at most 2048 and 2048 tokens with the answer",
     "run {artifact} hi --top-p 3 --temperature -1": "2 problems: temperature",
     "run {artifact} hi --logprobs 21 --json": "from 0 to 20, found 21",
     "synth huge {new}": "shape 'huge' is none of tiny, full",
