@@ -12,6 +12,7 @@ from commands.build import build
 from commands.chat import chat
 from commands.compile import compile_checkpoint
 from commands.doctor import doctor
+from commands.eval import eval_
 from commands.export import export
 from commands.inspect import inspect
 from commands.outcome import status_of
@@ -36,6 +37,7 @@ app.command("verify")(verify)
 app.command("inspect")(inspect)
 app.command("run")(run)
 app.command("chat")(chat)
+app.command("eval")(eval_)
 app.command("compile")(compile_checkpoint)
 
 

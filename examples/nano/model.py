@@ -1,11 +1,15 @@
 """The model in a form that trains: whole sequences, plain causal attention, no cache.
 
+All sequences of a batch begin with the same tokens (system message, roles); these are computed once.
+So hidden states are flat here: (N, C), first the shared beginning, then each sequence's own tokens.
+
 Parameter names are the checkpoint's, but for the routed experts, which are stacked here. Nothing is
 shared with the modules that are compiled, so that the two check each other.
 
 Source: `modeling_kimi_vl.py` (MoonVitPretrainedModel, DeepseekV3ForCausalLM).
 """
 
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -15,6 +19,42 @@ from torch import Tensor, nn
 from runtime.config import LATENT_NORM_EPS, DecoderConfig, KimiVLConfig
 
 from .tower import Projector, VisionTower, turn_pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the tokens of a batch lie in the flat hidden states."""
+
+    batch: int
+    shared: int
+    """Tokens that all sequences begin with."""
+    angles: Tensor
+    """(N, rope / 2)."""
+    mask: Tensor
+    """(S - shared, S) bool: which tokens each of a sequence's own tokens sees."""
+    counts: Tensor
+    """(N,) fp32: in how many sequences a token stands; 0 for padding."""
+
+    def cut(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, D) to (1, H, shared, D) and (B, H, own, D)."""
+        own = x[self.shared :].unflatten(0, (self.batch, -1)).transpose(1, 2)
+        return x[None, : self.shared].transpose(1, 2), own
+
+    def join(self, shared: Tensor, own: Tensor) -> Tensor:
+        """The reverse of `cut`, with heads side by side: (N, H * D)."""
+        flat = [x.transpose(1, 2).flatten(2).flatten(0, 1) for x in (shared, own)]
+        return torch.cat(flat)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Causal attention of flat queries (N, H, D) to flat keys and values: (N, H * v)."""
+        (q1, q2), (k1, k2), (v1, v2) = (self.cut(x) for x in (query, keys, values))
+        shared = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True)
+        k2, v2 = (
+            torch.cat([one.expand(self.batch, -1, -1, -1), two], dim=2)
+            for one, two in ((k1, k2), (v1, v2))
+        )
+        own = F.scaled_dot_product_attention(q2, k2, v2, attn_mask=self.mask)
+        return self.join(shared, own)
 
 
 class Attention(nn.Module):
@@ -31,21 +71,19 @@ class Attention(nn.Module):
         self.kv_b_proj = nn.Linear(rank, expanded, bias=False)
         self.o_proj = nn.Linear(heads * config.value_size, width, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
-        """(B, S, C) and (S, rope / 2) to (B, S, C)."""
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """(N, C) to (N, C)."""
         c = self.config
-        batch, tokens, _ = x.shape
-        query = self.q_proj(x).view(batch, tokens, c.num_heads, c.query_size).transpose(1, 2)
+        angles = layout.angles[:, None]  # (N, 1, rope / 2)
+        query = self.q_proj(x).unflatten(-1, (c.num_heads, c.query_size))
         plain, turned = query.split([c.nope_size, c.rope_size], dim=-1)
-        query = torch.cat([plain, turn_pairs(turned, angles)], dim=-1)  # (B, H, S, nope + rope)
+        query = torch.cat([plain, turn_pairs(turned, angles)], dim=-1)  # (N, H, nope + rope)
         latent, key = self.kv_a_proj_with_mqa(x).split([c.latent_rank, c.rope_size], dim=-1)
-        expanded = self.kv_b_proj(self.kv_a_layernorm(latent))
-        expanded = expanded.view(batch, tokens, c.num_heads, -1).transpose(1, 2)
+        expanded = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (c.num_heads, -1))
         keys, values = expanded.split([c.nope_size, c.value_size], dim=-1)
-        key = turn_pairs(key[:, None], angles).expand(-1, c.num_heads, -1, -1)
+        key = turn_pairs(key[:, None], angles).expand(-1, c.num_heads, -1)
         keys = torch.cat([keys, key], dim=-1)
-        mixed = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-        y: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+        y: Tensor = self.o_proj(layout.attend(query, keys, values))
         return y
 
 
@@ -108,28 +146,27 @@ class MoE(nn.Module):
         self.shared_experts = MLP(config.width, config.shared_width)
         self.register_buffer("loads", torch.zeros(config.num_experts), persistent=False)
 
-    def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """(B, S, C) to (B, S, C); `real` (B, S) tells tokens from padding."""
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """(N, C) to (N, C); `counts` (N,) is how often each token counts as load."""
         k = self.config.experts_per_token
-        flat = x.reshape(-1, x.shape[-1])  # (N, C)
-        scores = torch.sigmoid(F.linear(flat, self.gate.weight))  # (N, E)
+        scores = torch.sigmoid(F.linear(x, self.gate.weight))  # (N, E)
         with torch.no_grad():
             chosen = (scores + self.gate.e_score_correction_bias).topk(k, dim=-1).indices
-            self.loads += self._count(chosen[real.reshape(-1)])
-            order = chosen.reshape(-1).argsort(stable=True)  # (N * K,)
+            order = chosen.flatten().argsort(stable=True)  # (N * K,)
+            self.loads += self._count(chosen, counts[:, None].expand(-1, k).flatten())
+            rows = [int(count) for count in self._count(chosen).tolist()]
         weights = scores.gather(1, chosen)
         if self.config.normalize_scores:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         weights = weights * self.config.routed_scale
         token = order // k
-        counts = [int(count) for count in self._count(chosen).tolist()]
-        outputs = self.experts(flat[token], counts) * weights.reshape(-1)[order, None]
-        routed = torch.zeros_like(flat).index_add(0, token, outputs)
-        y: Tensor = routed.view_as(x) + self.shared_experts(x)
+        outputs = self.experts(x[token], rows) * weights.flatten()[order, None]
+        y: Tensor = torch.zeros_like(x).index_add(0, token, outputs) + self.shared_experts(x)
         return y
 
-    def _count(self, chosen: Tensor) -> Tensor:
-        return torch.bincount(chosen.reshape(-1), minlength=self.config.num_experts)
+    def _count(self, chosen: Tensor, weights: Tensor | None = None) -> Tensor:
+        experts = self.config.num_experts
+        return torch.bincount(chosen.flatten(), weights, minlength=experts)
 
 
 class DecoderLayer(nn.Module):
@@ -142,11 +179,12 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = MLP(config.width, config.dense_width) if dense else MoE(config)
 
-    def forward(self, x: Tensor, angles: Tensor, real: Tensor) -> Tensor:
-        """(B, S, C) to (B, S, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), angles)
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """(N, C) to (N, C)."""
+        x = x + self.self_attn(self.input_layernorm(x), layout)
         inner = self.post_attention_layernorm(x)
-        y: Tensor = x + (self.mlp(inner, real) if isinstance(self.mlp, MoE) else self.mlp(inner))
+        mlp = self.mlp
+        y: Tensor = x + (mlp(inner, layout.counts) if isinstance(mlp, MoE) else mlp(inner))
         return y
 
 
@@ -171,16 +209,40 @@ class LanguageModel(nn.Module):
         self.model = DecoderStack(config)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
 
-    def forward(self, x: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
-        """Embedded tokens (B, S, C) to logits (N, V) of the places where `wanted` (B, S) is set."""
-        size = self.config.rope_size
-        steps = torch.arange(0, size, 2, dtype=torch.float32, device=x.device) / size
-        positions = torch.arange(x.shape[1], device=x.device).float()
-        angles = positions[:, None] / self.config.rope_theta**steps  # (S, rope / 2)
+    def forward(self, x: Tensor, real: Tensor, wanted: Tensor, shared: int) -> Tensor:
+        """Give logits (V) of wanted tokens.
+
+        Args:
+            x: embedded tokens (B, S, C).
+            real: (B, S) bool, false for padding.
+            wanted: (B, S) bool, not set in the shared beginning.
+            shared: tokens that are the same at the beginning of all sequences.
+
+        Returns:
+            (number of wanted tokens, V).
+        """
+        layout = self._lay_out(real, shared)
+        flat = torch.cat([x[0, :shared], x[:, shared:].flatten(0, 1)])  # (N, C)
         for layer in self.model.layers:
-            x = layer(x, angles, real)
-        y: Tensor = self.lm_head(self.model.norm(x[wanted]))
+            flat = layer(flat, layout)
+        chosen = flat[shared:][wanted[:, shared:].flatten()]
+        y: Tensor = self.lm_head(self.model.norm(chosen))
         return y
+
+    def _lay_out(self, real: Tensor, shared: int) -> Layout:
+        batch, length = real.shape
+        size = self.config.rope_size
+        steps = torch.arange(0, size, 2, dtype=torch.float32, device=real.device) / size
+        positions = torch.arange(length, device=real.device)
+        flat = torch.cat([positions[:shared], positions[shared:].repeat(batch)])
+        counts = [real[0, :shared] * batch, real[:, shared:].flatten()]
+        return Layout(
+            batch=batch,
+            shared=shared,
+            angles=flat[:, None].float() / self.config.rope_theta**steps,
+            mask=positions[shared:, None] >= positions[None],
+            counts=torch.cat(counts).float(),
+        )
 
 
 class NanoModel(nn.Module):
@@ -208,10 +270,11 @@ class NanoModel(nn.Module):
             wanted: (B, S) bool.
         """
         x = self.language_model.model.embed_tokens(ids)
+        is_media = ids == self.config.media_token_id
         if rows is not None:
-            is_media = ids == self.config.media_token_id
             x = x.masked_scatter(is_media[..., None], rows)
-        y: Tensor = self.language_model(x, real, wanted)
+        own = (is_media | wanted | (ids != ids[:1])).any(dim=0)
+        y: Tensor = self.language_model(x, real, wanted, shared=int(own.int().argmax()))
         return y
 
     def moe_layers(self) -> list[MoE]:

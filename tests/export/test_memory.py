@@ -45,7 +45,7 @@ def test_a_27_layer_export_holds_a_few_layers_at_most(tmp_path: Path) -> None:
     config.write_text(json.dumps(fields))
     checkpoint = write_synthetic(tmp_path / "checkpoint", shape=config, lazy=True)
     artifact = tmp_path / "artifact"
-    program = [sys.executable, "-c", PROGRAM, checkpoint, artifact]
+    program: list[str | Path] = [sys.executable, "-c", PROGRAM, checkpoint, artifact]
     done = subprocess.run(
         program, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
