@@ -14,7 +14,7 @@ from export.checkpoint.reader import Checkpoint
 from export.graphs import plan_graphs
 from export.sources import load_parameters, parameter_sources
 from export.stage import ExportOptions, export_checkpoint
-from export.synth import write_synthetic
+from export.synthetic.folder import write_synthetic
 from runtime.artifact.folder import Artifact
 from runtime.config import DecoderConfig
 from runtime.engine.onnx_engine import OnnxEngine

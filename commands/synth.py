@@ -38,7 +38,7 @@ def synth(
     json: options.JsonOption = False,
 ) -> None:
     """Make a checkpoint of random values in the release's layout."""
-    from export.synth import write_synthetic
+    from export.synthetic.folder import write_synthetic
 
     write_synthetic(out, shape=shape, seed=seed, dtype=dtype, lazy=lazy)
     files = sorted(path for path in out.iterdir() if path.is_file())

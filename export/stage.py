@@ -70,7 +70,7 @@ def export_checkpoint(
     if options.recipe not in DTYPES:
         raise InputError(f"recipe {options.recipe!r}: known ones are {', '.join(DTYPES)}")
     inputs = {
-        "source": checkpoint.identity(),
+        "source": _fingerprint(checkpoint),
         "recipe": options.recipe,
         "layers": list(layers),
         "taps": options.taps,
@@ -141,7 +141,7 @@ class _Export:
     def _manifest(self, files: dict[str, FileRecord]) -> Manifest:
         vocab_size, width = self.embedding.shape
         return Manifest(
-            source=self.checkpoint.identity(),
+            source=_fingerprint(self.checkpoint),
             recipe=self.options.recipe,
             layers=self.layers,
             taps=self.options.taps,
@@ -181,6 +181,12 @@ def _finished(folder: Path, inputs: dict[str, object]) -> Manifest | None:
             "choose another output folder"
         )
     return None
+
+
+def _fingerprint(checkpoint: Checkpoint) -> dict[str, object]:
+    """Tell this checkpoint from others: its tensors, its config, its tokenizer and template."""
+    texts = {file.name: sha256_of(file) for file in checkpoint.text_files()}
+    return {**checkpoint.identity(), "text_files": texts}
 
 
 def _embedding_source(checkpoint: Checkpoint, dtype: torch.dtype) -> Source:

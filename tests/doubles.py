@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from export.synth_text import SPECIAL_OFFSETS, write_text_files
+from export.synthetic.text_files import SPECIAL_OFFSETS, write_text_files
 from runtime.config import DecoderConfig, KimiVLConfig, VisionConfig
 from runtime.prompt.special_tokens import IM_END, MEDIA_PAD, NUM_SPECIAL_SLOTS
 from runtime.prompt.tokenizer import Tokenizer

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from export.synthetic import load_synthetic
 from runtime.config import KimiVLConfig
 from runtime.errors import CheckpointError
 from runtime.files import sha256_of
 
+from ..synthetic.tensors import load_synthetic
 from .expected import decoder_layer_prefix, expected_tensors
 from .files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, SYNTH_FILE, TEXT_FILES
 from .hub import resolve_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoint.expected import expected_tensors
-from export.synth_configs import TINY_CONFIG
+from export.synthetic.configs import TINY_CONFIG
 from runtime.config import KimiVLConfig
 
 FIRST = "model-00001-of-00002.safetensors"

@@ -11,7 +11,7 @@ import torch
 
 from export.checkpoint.expected import expected_tensors
 from export.checkpoint.reader import Checkpoint
-from export.synth_configs import FULL_CONFIG
+from export.synthetic.configs import FULL_CONFIG
 from runtime.config import KimiVLConfig
 from runtime.errors import CheckpointError
 from tests.export.checkpoint_files import FIRST, NORM, ROUTER, SECOND, Draft, shard_bytes

@@ -2,7 +2,7 @@ import json
 from math import prod
 
 from export.checkpoint.expected import expected_tensors
-from export.synth_configs import FULL_CONFIG, TINY_CONFIG, config_bytes
+from export.synthetic.configs import FULL_CONFIG, TINY_CONFIG, config_bytes
 from runtime.config import KimiVLConfig
 
 FULL = expected_tensors(KimiVLConfig.from_fields(FULL_CONFIG))

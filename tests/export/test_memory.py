@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export.synth import write_synthetic
-from export.synth_configs import TINY_CONFIG
+from export.synthetic.configs import TINY_CONFIG
+from export.synthetic.folder import write_synthetic
 
 PROGRAM = """
 import json, sys, threading, time

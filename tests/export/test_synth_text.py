@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from export.synth_text import write_text_files
+from export.synthetic.text_files import write_text_files
 from runtime.prompt.special_tokens import EOS, IM_END, MEDIA_PAD, PAD
 from runtime.prompt.tokenizer import Tokenizer
 

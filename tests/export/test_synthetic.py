@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export import synth
 from export.checkpoint import writer
 from export.checkpoint.expected import expected_tensors
 from export.checkpoint.reader import Checkpoint
-from export.synth import write_synthetic
-from export.synth_configs import TINY_CONFIG
-from export.synthetic import SyntheticTensors
+from export.synthetic import folder as synth
+from export.synthetic.configs import TINY_CONFIG
+from export.synthetic.folder import write_synthetic
+from export.synthetic.tensors import SyntheticTensors
 from runtime.config import KimiVLConfig
 from runtime.errors import CapacityError, CheckpointError
 from tests.export.checkpoint_files import tiny_config
@@ -248,7 +248,7 @@ def test_shards_that_do_not_fit_the_disk_are_refused_before_writing(
     class Usage:
         free = 30_000_000_000
 
-    monkeypatch.setattr("export.synth.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("export.synthetic.folder.shutil.disk_usage", lambda _: Usage)
     with pytest.raises(CapacityError, match=r"need 32\.8 GB, 30\.0 GB are free; write a lazy"):
         write_synthetic(tmp_path / "a" / "out", shape="full", lazy=False)
     assert not list(tmp_path.iterdir())

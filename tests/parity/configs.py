@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export.synth_configs import TINY_CONFIG
+from export.synthetic.configs import TINY_CONFIG
 
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {"text_config": {}, "vision_config": {}},

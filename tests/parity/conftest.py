@@ -13,7 +13,7 @@ from PIL import Image
 from engines.build import BuildOptions, build_target
 from export.checkpoint.reader import Checkpoint
 from export.stage import ExportOptions, export_checkpoint
-from export.synth import write_synthetic
+from export.synthetic.folder import write_synthetic
 from runtime import Prompt, Session
 from tests.oracles import model as oracles
 

@@ -25,7 +25,7 @@ from export.modules import decoder as decoder_module
 from export.modules import ops, rope
 from export.modules import vision as vision_module
 from export.sources import load_parameters, parameter_sources
-from export.synth import write_synthetic
+from export.synthetic.folder import write_synthetic
 from runtime.prompt.patches import PatchedImage, position_weights
 from tests.oracles import model as oracles
 

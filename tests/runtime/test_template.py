@@ -7,7 +7,7 @@ import pytest
 import tiktoken
 from jinja2 import Environment
 
-from export.synth_text import CHAT_TEMPLATE
+from export.synthetic.text_files import CHAT_TEMPLATE
 from runtime.errors import CheckpointError, InputError
 from runtime.prompt.messages import parse_messages
 from runtime.prompt.special_tokens import IM_END, IM_MIDDLE, IM_USER, MEDIA_PAD

@@ -1,7 +1,7 @@
 """Write a synthetic checkpoint folder: only a seed, or real shards as the release has them.
 
-Does not know: how values are drawn (`synthetic.py`), what the tokenizer files hold
-(`synth_text.py`).
+Does not know: how values are drawn (`tensors.py`), what the tokenizer files hold
+(`text_files.py`).
 """
 
 import errno
@@ -14,10 +14,10 @@ from pathlib import Path
 from runtime.config import KimiVLConfig
 from runtime.errors import CapacityError, CheckpointError
 
-from .checkpoint.expected import expected_tensors
-from .checkpoint.files import CONFIG_FILE, SYNTH_FILE
-from .checkpoint.writer import size_bytes, write_shards
-from .synth_configs import (
+from ..checkpoint.expected import expected_tensors
+from ..checkpoint.files import CONFIG_FILE, SYNTH_FILE
+from ..checkpoint.writer import size_bytes, write_shards
+from .configs import (
     CONFIGS,
     DEFAULT_IN_TOKEN_LIMIT,
     IN_TOKEN_LIMITS,
@@ -25,8 +25,8 @@ from .synth_configs import (
     NUM_SPECIAL_TOKENS,
     config_bytes,
 )
-from .synth_text import write_text_files
-from .synthetic import DTYPES, SyntheticTensors
+from .tensors import DTYPES, SyntheticTensors
+from .text_files import write_text_files
 
 SPARE_BYTES = 1 << 20
 """Disk space for everything but the tensors."""

@@ -17,8 +17,8 @@ import torch
 from runtime.config import KimiVLConfig
 from runtime.errors import CheckpointError, describe_problems
 
-from .checkpoint.expected import expected_tensors
-from .checkpoint.files import object_from_json
+from ..checkpoint.expected import expected_tensors
+from ..checkpoint.files import object_from_json
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
