@@ -9,6 +9,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, describe_problems
+from runtime.files import announced
 from runtime.progress import Progress, silent
 
 from .parity import measure_graph
@@ -17,6 +18,7 @@ from .tolerances import GRAPH_FP32
 STAGE = "verify"
 
 
+@announced(STAGE)
 def verify_artifact(folder: Path, target: str = "cpu", progress: Progress = silent) -> Manifest:
     """Hash all files and compare each of a target's graphs with its torch module.
 

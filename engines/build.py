@@ -1,18 +1,18 @@
 """The build stage: lower an artifact's neutral graphs to one target and note it in the manifest."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from export.graph.journal import Journal, key_of
+from export.graph.journal import Journal, key_of, remove_journal
 from export.graph.weights_file import WEIGHTS_FOLDER, bind_weights, write_weights
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import InputError, UnsupportedError
-from runtime.files import sha256_of, write_bytes
+from runtime.files import announced, sha256_of, write_bytes
 from runtime.limits import Limits
 from runtime.progress import Progress, silent
 from runtime.prompt.patches import ImageRule, max_patches
@@ -89,6 +89,7 @@ def _given_or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
+@announced(STAGE)
 def build_target(
     folder: Path, target: str, options: BuildOptions, progress: Progress = silent
 ) -> Manifest:
@@ -109,11 +110,16 @@ def build_target(
         limits=limits,
         passes=tuple(step.name for step in passes),
     )
+    stage = f"{STAGE}-{target}"
     if manifest.targets.get(target) == record:
+        remove_journal(folder, stage)
         return manifest
+    if target in manifest.targets:  # so that no kill leaves new files under old hashes
+        manifest = _without_target(manifest, target)
+        manifest.write(folder)
     neutral = {name: manifest.files[path].sha256 for name, path in manifest.graphs.items()}
     key = key_of({"target": target, "passes": list(record.passes), "neutral": neutral})
-    journal = Journal(folder, f"{STAGE}-{target}", key)
+    journal = Journal(folder, stage, key)
     for done, (name, path) in enumerate(manifest.graphs.items(), start=1):
         _build_graph(folder, path, record.graphs[name], passes, journal)
         progress(STAGE, done, len(manifest.graphs))
@@ -127,16 +133,15 @@ def _build_graph(
     folder: Path, source: str, result: str, passes: list[Pass], journal: Journal
 ) -> None:
     """Lower one graph: its new weights first, then the graph that names them."""
-    if result in journal.files:
+    place = Path(result)
+    location = f"{WEIGHTS_FOLDER}/{place.stem}.bin"
+    weights = (place.parent / location).as_posix()
+    if journal.has(result) and (weights not in journal.files or journal.has(weights)):
         return
     lowered = lower(ir.load(folder / source), passes)
     if lowered.new_weights:
-        place = Path(result)
-        name = f"{WEIGHTS_FOLDER}/{place.stem}.bin"
-        journal.ensure(
-            (place.parent / name).as_posix(), lambda path: write_weights(path, lowered.new_weights)
-        )
-        bind_weights(lowered.model.graph, lowered.new_weights, name)
+        journal.ensure(weights, lambda path: write_weights(path, lowered.new_weights))
+        bind_weights(lowered.model.graph, lowered.new_weights, location)
     journal.ensure(result, lambda path: _write_model(lowered, path))
 
 
@@ -148,3 +153,15 @@ def _write_model(lowered: Lowered, path: Path) -> FileRecord:
 def _lowered_path(path: str, target: str) -> str:
     """`graphs/layer_00.onnx` to `graphs/layer_00.cpu.onnx`: beside the weights that both read."""
     return f"{path.removesuffix('.onnx')}.{target}.onnx"
+
+
+def _without_target(manifest: Manifest, target: str) -> Manifest:
+    """Forget a target, its figures and its files, which are told by their names."""
+    files = {
+        path: record
+        for path, record in manifest.files.items()
+        if not Path(path).stem.endswith(f".{target}")
+    }
+    targets = {name: record for name, record in manifest.targets.items() if name != target}
+    parity = {name: figures for name, figures in manifest.parity.items() if name != target}
+    return replace(manifest, files=files, targets=targets, parity=parity)

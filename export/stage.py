@@ -6,7 +6,7 @@ on; memory stays at about one tensor, however large the model is.
 
 import importlib.metadata
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from runtime import __version__, names
 from runtime.artifact.manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TableRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, CapacityError, InputError
-from runtime.files import sha256_of, write_bytes
+from runtime.files import TEMPORARY_SUFFIX, announced, sha256_of, write_bytes
 from runtime.progress import Progress, silent
 
 from .checkpoint.reader import Checkpoint
-from .graph.journal import Journal, key_of
+from .graph.journal import Journal, journal_path, key_of, remove_journal
 from .graph.weights_file import WEIGHTS_FOLDER, bind_weights, lay_out, write_weights
 from .graphs import DTYPES, EMBEDDING_TENSOR, GraphPlan, plan_graphs
 from .sources import Source, parameter_sources
@@ -56,6 +56,7 @@ class ExportOptions:
         return layers
 
 
+@announced(STAGE)
 def export_checkpoint(
     checkpoint: Checkpoint, folder: Path, options: ExportOptions, progress: Progress = silent
 ) -> Manifest:
@@ -78,6 +79,7 @@ def export_checkpoint(
     }
     finished = _finished(folder, inputs)
     if finished is not None:
+        remove_journal(folder, STAGE)
         return finished
     return _Export(checkpoint, folder, options, layers, progress).run(key_of(inputs))
 
@@ -107,7 +109,7 @@ class _Export:
     def run(self, key: str) -> Manifest:
         sizes = {name: _weights_bytes(sources) for name, sources in self.sources.items()}
         sizes[names.EMBEDDING] = _weights_bytes([self.embedding])
-        _check_disk(self.folder, sum(sizes.values()))
+        _check_disk(self.folder, sizes)
         journal = Journal(self.folder, STAGE, key)
         done, total = 0, sum(sizes.values())
         self.progress(STAGE, done, total)
@@ -174,8 +176,10 @@ def _finished(folder: Path, inputs: dict[str, object]) -> Manifest | None:
             f"{folder}: holds an artifact with another {', '.join(different)}; "
             "choose another output folder or remove this one"
         )
-    strangers = [path.name for path in folder.iterdir() if path.name != f".{STAGE}.journal"]
-    if strangers and not (folder / f".{STAGE}.journal").exists():
+    journal = journal_path(folder, STAGE)
+    begun = (journal.name, journal.name + TEMPORARY_SUFFIX)
+    strangers = [path.name for path in folder.iterdir() if path.name not in begun]
+    if strangers and not journal.exists():
         raise ArtifactError(
             f"{folder}: not empty and not an artifact (found {sorted(strangers)[0]!r}); "
             "choose another output folder"
@@ -205,7 +209,10 @@ def _weights_bytes(sources: Sequence[Source]) -> int:
     return max(place.offset + place.length for place in lay_out(sources).values())
 
 
-def _check_disk(folder: Path, needed_bytes: int) -> None:
+def _check_disk(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse to begin what will not fit; weights of a stopped run are there already."""
+    there = (name for name in sizes if (folder / _weights_path(name)).is_file())
+    needed_bytes = sum(sizes.values()) - sum(sizes[name] for name in there)
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free_bytes = shutil.disk_usage(place).free
     if needed_bytes > free_bytes:

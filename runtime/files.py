@@ -22,7 +22,29 @@ def _ignore(event: str) -> None:
 
 
 on_event: Callable[[str], None] = _ignore
-"""Called before and after each rename; tests replace it by one that kills the process."""
+"""Called before and after each change on disk; tests replace it by one that kills the process."""
+
+
+@contextmanager
+def announced(change: str) -> Iterator[None]:
+    """Tell `on_event` before and after a change; as a decorator, around every call."""
+    on_event(f"before {change}")
+    yield
+    on_event(f"after {change}")
+
+
+@contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Turn what the system says about writing `path` into one line with the cure.
+
+    Raises:
+        CapacityError: the disk is full, or a limit on the size of files is reached.
+        KimiVLError: the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        _raise_disk_error(path, error)
 
 
 @contextmanager
@@ -40,9 +62,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        on_event(f"before {path.name}")
-        temporary.replace(path)
-        on_event(f"after {path.name}")
+        with announced(path.name):
+            temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True) if _is_reachable(temporary) else None
         _raise_disk_error(path, error)
@@ -74,8 +95,12 @@ def resolve_inside(folder: Path, name: str) -> Path:
     """
     relative = Path(name)
     path = folder / relative
-    is_plain = bool(name) and not relative.is_absolute() and ".." not in relative.parts
-    if not is_plain or not path.resolve().is_relative_to(folder.resolve()):
+    is_plain = bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts
+    try:
+        is_inside = is_plain and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError) as error:  # a loop of links, a NUL, half a character
+        raise KimiVLError(f"{folder}: the path {name!r} cannot be used: {error}") from error
+    if not is_inside:
         raise KimiVLError(f"{folder}: the path {name!r} leaves the folder; refused")
     return path
 
@@ -88,6 +113,11 @@ def _raise_disk_error(path: Path, error: OSError) -> NoReturn:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise CapacityError(
             f"{path}: no space left on the disk; free some or choose another output folder"
+        ) from error
+    if error.errno == errno.EFBIG:
+        raise CapacityError(
+            f"{path}: larger than files may be here; raise the limit (ulimit -f) or choose "
+            "another file system"
         ) from error
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise KimiVLError(

@@ -14,12 +14,25 @@ from typing import Any
 
 from runtime.artifact.manifest import FileRecord
 from runtime.errors import ArtifactError
-from runtime.files import resolve_inside, write_bytes
+from runtime.files import announced, disk_errors_named, resolve_inside, write_bytes
 
 
 def key_of(inputs: Mapping[str, Any]) -> str:
     """Hash whatever decides the result of a stage."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def journal_path(folder: Path, stage: str) -> Path:
+    """Tell where the journal of a stage is while the stage runs."""
+    return folder / f".{stage}.journal"
+
+
+def remove_journal(folder: Path, stage: str) -> None:
+    """Remove the journal of a finished stage; a kill may have come between its last two steps."""
+    path = journal_path(folder, stage)
+    if path.exists():
+        with announced(f"removal of {path.name}"), disk_errors_named(path):
+            path.unlink()
 
 
 class Journal:
@@ -32,7 +45,8 @@ class Journal:
             ArtifactError: the folder holds an unfinished run with other inputs.
         """
         self._folder = folder
-        self._path = folder / f".{stage}.journal"
+        self._stage = stage
+        self._path = journal_path(folder, stage)
         self.files: dict[str, FileRecord] = {}
         if self._path.exists():
             self._read(stage, key)
@@ -47,35 +61,41 @@ class Journal:
             make: writes the file at the path it is given, as a whole.
         """
         path = resolve_inside(self._folder, name)
-        record = self.files.get(name)
-        if record and path.is_file() and path.stat().st_size == record.bytes:
-            return record
+        if self.has(name):
+            return self.files[name]
         record = make(path)
         self.files[name] = record
-        with self._path.open("ab") as file:
-            file.write(json.dumps({"file": name, **asdict(record)}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps({"file": name, **asdict(record)}).encode() + b"\n"
+        with announced(f"note of {path.name}"), disk_errors_named(self._path):
+            with self._path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         return record
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file was finished and is still there."""
+        record, path = self.files.get(name), self._folder / name
+        return record is not None and path.is_file() and path.stat().st_size == record.bytes
 
     def close(self) -> None:
         """Remove the journal; the stage is done."""
-        self._path.unlink(missing_ok=True)
+        remove_journal(self._folder, self._stage)
 
     def _read(self, stage: str, key: str) -> None:
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        entries = [entry for line in lines if (entry := _parse(line)) is not None]
-        if not entries or entries[0].get("key") != key:
+        first, *others = self._path.read_bytes().split(b"\n")
+        if _parse(first) != {"key": key}:
             raise ArtifactError(
                 f"{self._folder}: holds an unfinished {stage} with other inputs "
                 "(checkpoint, recipe, layers or versions); choose another folder or remove it"
             )
-        for entry in entries[1:]:
-            record = FileRecord(bytes=entry["bytes"], sha256=entry["sha256"])
-            self.files[entry["file"]] = record
+        for entry in map(_parse, others):
+            if entry and entry.keys() == {"file", "bytes", "sha256"}:
+                record = FileRecord(bytes=entry["bytes"], sha256=entry["sha256"])
+                self.files[entry["file"]] = record
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     """Read one line; a line that was cut off by a kill counts as not written."""
     try:
         entry = json.loads(line)

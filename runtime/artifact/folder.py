@@ -75,7 +75,10 @@ class Artifact:
 
     def read_checked(self, name: str) -> bytes:
         """Return a file's bytes; what is hashed is what is returned."""
-        content = resolve_inside(self.folder, name).read_bytes()
+        try:
+            content = resolve_inside(self.folder, name).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{self.folder / name}: cannot be read: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
             raise ArtifactError(f"{self.folder / name}: {_ALTERED}")
         return content
@@ -85,12 +88,15 @@ _ALTERED = "does not have the SHA-256 of the manifest; it was altered or damaged
 
 
 def _check_files(folder: Path, manifest: Manifest, stamps: _Stamps, progress: Progress) -> _Stamps:
-    """Check each file and return the stamps of the large ones."""
+    """Check each file and return the stamps of the weights."""
     problems: list[str] = []
     fresh: _Stamps = {}
     done, total = 0, sum(record.bytes for record in manifest.files.values())
     for name, record in manifest.files.items():
-        problem = _check_file(folder, name, record, stamps, fresh)
+        try:
+            problem = _check_file(folder, name, record, stamps, fresh)
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
         if problem:
             problems.append(f"{name} {problem}")
         done += record.bytes
@@ -123,6 +129,6 @@ def _read_stamps(folder: Path) -> _Stamps:
     """Return the stamps of an earlier check, or none if there are none that can be read."""
     try:
         stamps = json.loads((folder / CHECKED_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return stamps if isinstance(stamps, dict) else {}

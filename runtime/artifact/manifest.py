@@ -5,10 +5,10 @@ Does not know: how a graph runs. See docs/artifact.md for every field.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ArtifactError, KimiVLError
 from ..files import resolve_inside, write_bytes
@@ -16,8 +16,14 @@ from ..limits import Limits
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+MAX_COUNT = 1 << 48
+"""No size in a manifest is larger: not even bytes of a file."""
 MODEL_FOLDER = "model"
 """Subfolder with the checkpoint's own small files: config, tokenizer, template."""
+
+_T = TypeVar("_T")
+_TABLE_TYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of one number in a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +123,9 @@ class Manifest:
                 f"{folder}: no {FILE_NAME}; this is not a finished artifact folder "
                 "(make one with `tool.py compile`)"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}: not readable as JSON: {error}") from error
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        if not isinstance(fields, dict) or not _is_known(fields.get("format")):
             found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
             raise ArtifactError(
                 f"{path}: format {found!r}, expected {FORMAT}; compile the checkpoint again "
@@ -127,9 +133,10 @@ class Manifest:
             )
         try:
             manifest = _from_fields(fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path}: malformed manifest: {error!r}") from error
+        except _MalformedError as error:
+            raise ArtifactError(f"{path}: malformed manifest: {error}") from error
         manifest._check_paths(folder)
+        manifest._check_embedding(path)
         return manifest
 
     def _check_paths(self, folder: Path) -> None:
@@ -144,27 +151,123 @@ class Manifest:
             except KimiVLError as error:
                 raise ArtifactError(str(error)) from error
 
+    def _check_embedding(self, path: Path) -> None:
+        rows, columns = self.embedding.shape
+        found = self.files[self.embedding.path].bytes
+        expected = rows * columns * _TABLE_TYPES[self.embedding.dtype]
+        if found != expected:
+            raise ArtifactError(
+                f"{path}: an embedding table of {rows} x {columns} {self.embedding.dtype} has "
+                f"{expected} bytes, its file has {found}"
+            )
 
-def _from_fields(fields: dict[str, Any]) -> Manifest:
-    embedding = fields["embedding"]
+
+class _MalformedError(Exception):
+    """A field of the manifest is not what it must be."""
+
+
+class _Fields:
+    """One JSON object of the manifest; every reading checks the type."""
+
+    def __init__(self, value: object, where: str = "") -> None:
+        if not isinstance(value, dict):
+            raise _MalformedError(f"`{where}` must be an object, found {type(value).__name__}")
+        self.value: dict[str, Any] = value
+        self.where = where
+
+    def get(self, name: str, kind: type[_T]) -> _T:
+        """Return a value of exactly this type: `true` is not a number."""
+        if name not in self.value:
+            raise _MalformedError(f"`{self._path(name)}` is missing")
+        value = self.value[name]
+        if type(value) is not kind:
+            found = type(value).__name__
+            raise _MalformedError(f"`{self._path(name)}` must be {kind.__name__}, found {found}")
+        return value
+
+    def count(self, name: str, *, minimum: int = 1) -> int:
+        """Return a whole number in the range of sizes."""
+        value = self.get(name, int)
+        if not minimum <= value <= MAX_COUNT:
+            where = self._path(name)
+            raise _MalformedError(f"`{where}` must be from {minimum} to {MAX_COUNT}, is {value}")
+        return value
+
+    def counts(self, name: str, *, minimum: int) -> tuple[int, ...]:
+        """Return a list of whole numbers."""
+        numbered = {str(i): value for i, value in enumerate(self.get(name, list))}
+        items = _Fields(numbered, self._path(name))
+        return tuple(items.count(key, minimum=minimum) for key in numbered)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a list of strings."""
+        numbered = {str(i): value for i, value in enumerate(self.get(name, list))}
+        return tuple(_Fields(numbered, self._path(name)).text_map().values())
+
+    def child(self, name: str) -> "_Fields":
+        """Return an object in this object."""
+        return _Fields(self.get(name, dict), self._path(name))
+
+    def children(self) -> Iterator[tuple[str, "_Fields"]]:
+        """Yield every value, each an object."""
+        return ((name, self.child(name)) for name in self.value)
+
+    def text_map(self) -> dict[str, str]:
+        """Return all values, each a string."""
+        return {name: self.get(name, str) for name in self.value}
+
+    def _path(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+
+def _is_known(format_number: object) -> bool:
+    return type(format_number) is int and format_number == FORMAT
+
+
+def _from_fields(value: dict[str, Any]) -> Manifest:
+    fields = _Fields(value)
     return Manifest(
-        source=dict(fields["source"]),
-        recipe=str(fields["recipe"]),
-        layers=tuple(int(layer) for layer in fields["layers"]),
-        taps=bool(fields["taps"]),
-        versions=dict(fields["versions"]),
-        embedding=TableRecord(**{**embedding, "shape": tuple(embedding["shape"])}),
-        graphs=dict(fields["graphs"]),
-        files={name: FileRecord(**record) for name, record in fields["files"].items()},
-        targets={name: _target(record) for name, record in fields["targets"].items()},
-        parity=dict(fields["parity"]),
+        source=fields.get("source", dict),
+        recipe=fields.get("recipe", str),
+        layers=fields.counts("layers", minimum=0),
+        taps=fields.get("taps", bool),
+        versions=fields.child("versions").text_map(),
+        embedding=_table(fields.child("embedding")),
+        graphs=fields.child("graphs").text_map(),
+        files={name: _file(record) for name, record in fields.child("files").children()},
+        targets={name: _target(record) for name, record in fields.child("targets").children()},
+        parity={name: record.value for name, record in fields.child("parity").children()},
     )
 
 
-def _target(fields: dict[str, Any]) -> TargetRecord:
+def _table(fields: _Fields) -> TableRecord:
+    dtype, shape = fields.get("dtype", str), fields.counts("shape", minimum=1)
+    if dtype not in _TABLE_TYPES or len(shape) != 2:
+        raise _MalformedError(f"`{fields.where}` is a table of {len(shape)} axes of {dtype!r}")
+    return TableRecord(path=fields.get("path", str), dtype=dtype, shape=(shape[0], shape[1]))
+
+
+def _file(fields: _Fields) -> FileRecord:
+    return FileRecord(
+        bytes=fields.count("bytes", minimum=0),
+        sha256=fields.get("sha256", str),
+    )
+
+
+def _target(fields: _Fields) -> TargetRecord:
+    cache, sizes = fields.child("cache"), fields.child("limits")
+    limits = Limits(
+        max_tokens=sizes.count("max_tokens"),
+        max_input_tokens=sizes.count("max_input_tokens"),
+        max_slots=sizes.count("max_slots"),
+        max_patches=sizes.count("max_patches"),
+        prefill_chunk=sizes.count("prefill_chunk"),
+    )
+    if max(limits.max_input_tokens, limits.prefill_chunk) > limits.max_tokens:
+        raise _MalformedError(f"`{sizes.where}`: a prompt or chunk is larger than `max_tokens`")
     return TargetRecord(
-        graphs=dict(fields["graphs"]),
-        cache=CacheRecord(**fields["cache"]),
-        limits=Limits(**fields["limits"]),
-        passes=tuple(fields["passes"]),
+        graphs=fields.child("graphs").text_map(),
+        cache=CacheRecord(dtype=cache.get("dtype", str), width=cache.count("width")),
+        limits=limits,
+        passes=fields.texts("passes"),
     )

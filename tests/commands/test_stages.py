@@ -157,7 +157,7 @@ def test_a_terminal_gets_a_bar_for_each_stage_on_stderr(
 
 def test_the_recipes_and_dtypes_of_the_flags_are_those_that_exist() -> None:
     from export.graphs import DTYPES as RECIPES
-    from export.synthetic import DTYPES
+    from export.synthetic.tensors import DTYPES
     from runtime.generation.releases import RELEASES
 
     assert set(options.Recipe.__args__) == set(RECIPES)  # type: ignore[attr-defined]  # of a Literal
