@@ -44,7 +44,7 @@ def _draw_cell(outcome: Outcome) -> Image.Image:
         cell.paste(picture, (left, _MARGIN))
         left += picture.width + _MARGIN
     lines = [
-        _question(outcome),
+        outcome.example.question,
         f"expected: {outcome.example.answer}",
         f"said: {outcome.answer!r}",
         f"thought: {outcome.thinking!r}",
@@ -53,10 +53,3 @@ def _draw_cell(outcome: Outcome) -> Image.Image:
     for number, line in enumerate(lines):
         draw.text((_MARGIN, 122 + 18 * number), line[:46], fill="black", font=font)
     return cell
-
-
-def _question(outcome: Outcome) -> str:
-    content = outcome.example.messages[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime import GenerationLimits, Sampling, Session
-from runtime.generation.batch import generate_batch
 from runtime.progress import Progress, silent
 
 from .examples import Example
@@ -79,7 +78,7 @@ def evaluate(
     )
     outcomes: dict[int, Outcome] = {}
     progress(STAGE, 0, len(examples))
-    for answer in generate_batch(session.engine, session.tokenizer, requests):
+    for answer in session.answer_all(requests):
         outcomes[answer.index] = Outcome(
             example=examples[answer.index],
             answer=answer.text.strip(),

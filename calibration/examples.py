@@ -7,12 +7,13 @@ Messages have OpenAI's form; image paths are relative to the file and may not le
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import InputError, KimiVLError, describe_problems
 from runtime.files import resolve_inside
+from runtime.prompt.messages import Image, ImageSource, Message, Text, parse_messages
 
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 BUILT_IN = {
@@ -26,8 +27,8 @@ BUILT_IN = {
 class Example:
     """One conversation and what should come next."""
 
-    messages: tuple[dict[str, Any], ...]
-    """In OpenAI's form; images as absolute paths."""
+    messages: tuple[Message, ...]
+    """Parsed; pictures as absolute paths inside the set's folder, or as data URLs."""
     answer: str
     kind: str
     """Examples of one kind are counted together; `all` where the file names none."""
@@ -35,7 +36,14 @@ class Example:
     @property
     def image_paths(self) -> tuple[Path, ...]:
         """Pictures in the order of the conversation."""
-        return tuple(Path(part["image"]) for part in _image_parts(self.messages))
+        parts = [part for message in self.messages for part in message.parts]
+        sources = [part.source for part in parts if isinstance(part, Image)]
+        return tuple(source for source in sources if isinstance(source, Path))
+
+    @property
+    def question(self) -> str:
+        """The text of the last message."""
+        return " ".join(part.text for part in self.messages[-1].parts if isinstance(part, Text))
 
 
 def load_examples(name: str) -> list[Example]:
@@ -65,19 +73,27 @@ def load_examples(name: str) -> list[Example]:
 
 
 def _example(fields: dict[str, Any], folder: Path) -> Example:
-    messages = tuple(dict(message) for message in fields["messages"])
-    for part in _image_parts(messages):
-        part["image"] = str(resolve_inside(folder, part["image"]))
+    messages = parse_messages(fields["messages"])
     return Example(
-        messages=messages, answer=str(fields["answer"]), kind=str(fields.get("kind", "all"))
+        messages=tuple(_inside(message, folder) for message in messages),
+        answer=str(fields["answer"]),
+        kind=str(fields.get("kind", "all")),
     )
 
 
-def _image_parts(messages: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-    """List the content parts that name a picture by path."""
-    contents = [message["content"] for message in messages]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    return [part for part in parts if part.get("type") == "image"]
+def _inside(message: Message, folder: Path) -> Message:
+    """Resolve a message's picture paths, none of which may leave the folder."""
+    parts = (
+        replace(part, source=resolve_inside(folder, str(part.source)))
+        if isinstance(part, Image) and _is_path(part.source)
+        else part
+        for part in message.parts
+    )
+    return replace(message, parts=tuple(parts))
+
+
+def _is_path(source: ImageSource) -> bool:
+    return isinstance(source, str | Path) and not str(source).startswith("data:")
 
 
 def _reason(error: Exception) -> str:

@@ -50,10 +50,14 @@ def measure_graph(artifact: Artifact, path: str, plan: GraphPlan, config: KimiVL
 
 
 def relative_error(found: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
-    """max|a - b| / max|b|; infinite where `found` is not finite or of another shape."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    """max|a - b| / max|b| over finite values; infinite where others are not the same, or shapes."""
+    if found.shape != expected.shape:
         return float("inf")
     a, b = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(b)
+    if not (np.isfinite(a) == finite).all() or not (a[~finite] == b[~finite]).all():
+        return float("inf")
+    a, b = a[finite], b[finite]
     scale = float(np.abs(b).max(initial=0.0))
     return float(np.abs(a - b).max(initial=0.0)) / (scale or 1.0)
 

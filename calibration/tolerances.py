@@ -4,8 +4,10 @@ All are max|a - b| / max|b| over a tensor unless they say otherwise.
 """
 
 GRAPH_FP32 = 1e-4
-"""A graph against torch, both in fp32: other orders of summation; seen: below 1e-5."""
-"""Weights stored in 16 bits and computed in fp32 are held to the same bound: widening is exact."""
+"""A graph against torch, both in fp32: other orders of summation; seen: below 1e-5.
+
+Weights stored in 16 bits and computed in fp32 are held to the same bound: widening is exact.
+"""
 WHOLE_FP32 = 1e-4
 """Logits of the whole model in fp32 against another implementation; seen: 3e-6."""
 STORED_FP16 = 4e-3
@@ -13,7 +15,9 @@ STORED_FP16 = 4e-3
 STORED_BF16 = 3e-2
 """Logits with bf16 weights against fp32 ones, equal routing: a weight moves by up to 2^-8."""
 SAME_GRAPH = 1e-5
-"""The same graph on the same tokens in another order of work (chunks, slots)."""
-"""Only the shapes of matrix products differ, hence their summation order."""
+"""The same graph on the same tokens in another order of work (chunks, slots).
+
+Only the shapes of matrix products differ, hence their summation order.
+"""
 EXACT = 0.0
 """The same numbers, moved but not computed with."""

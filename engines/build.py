@@ -11,7 +11,7 @@ from export.graph.weights_file import WEIGHTS_FOLDER, bind_weights, write_weight
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
 from runtime.config import KimiVLConfig
-from runtime.errors import InputError, UnsupportedError
+from runtime.errors import ArtifactError, InputError, UnsupportedError
 from runtime.files import announced, sha256_of, write_bytes
 from runtime.limits import Limits
 from runtime.progress import Progress, silent
@@ -138,11 +138,18 @@ def _build_graph(
     weights = (place.parent / location).as_posix()
     if journal.has(result) and (weights not in journal.files or journal.has(weights)):
         return
-    lowered = lower(ir.load(folder / source), passes)
+    lowered = lower(_load(folder / source), passes)
     if lowered.new_weights:
         journal.ensure(weights, lambda path: write_weights(path, lowered.new_weights))
         bind_weights(lowered.model.graph, lowered.new_weights, location)
     journal.ensure(result, lambda path: _write_model(lowered, path))
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        return ir.load(path)
+    except Exception as error:  # the parser raises many types without a common base
+        raise ArtifactError(f"{path}: not an ONNX graph; export the checkpoint again") from error
 
 
 def _write_model(lowered: Lowered, path: Path) -> FileRecord:

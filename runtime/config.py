@@ -143,18 +143,24 @@ class KimiVLConfig:
         """Check the fields of a `config.json` and keep what the model needs."""
         top = Reader(fields, prefix="")
         top.expect("model_type", "kimi_vl")
+        top.expect_if_present("tie_word_embeddings", False)
         vision = _read_vision(top.child("vision_config"))
         decoder = _read_decoder(top.child("text_config"))
         media_token_id = top.integer("media_placeholder_token_id", minimum=0)
         text = top.child("text_config")
-        eos = text.ids("eos_token_id") or top.ids("eos_token_id")
+        eos = sorted({*text.ids("eos_token_id"), *top.ids("eos_token_id")})
         pad = text.ids("pad_token_id") or top.ids("pad_token_id")
+        if "vocab_size" in fields:
+            top.expect("vocab_size", decoder.vocab_size)
         top.refuse_unknown(TOP_FIELDS | INERT_FIELDS)
         if media_token_id >= decoder.vocab_size:
             top.problem(
                 f"media_placeholder_token_id {media_token_id} is outside the vocabulary of "
                 f"{decoder.vocab_size}"
             )
+        outside = [token for token in eos if not 0 <= token < decoder.vocab_size]
+        if outside:
+            top.problem(f"eos_token_id {outside[0]} is outside the vocabulary")
         if top.problems:
             raise CheckpointError(describe_problems(where, top.problems))
         return cls(

@@ -8,7 +8,10 @@ name: a field nobody looked at is how a model becomes silently wrong.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-TOP_FIELDS = frozenset({"model_type", "vision_config", "text_config", "media_placeholder_token_id"})
+TOP_FIELDS = frozenset(
+    {"model_type", "vision_config", "text_config", "media_placeholder_token_id"}
+    | {"tie_word_embeddings", "vocab_size"}
+)
 VISION_FIELDS = frozenset(
     {
         "patch_size",

@@ -98,7 +98,7 @@ def resolve_inside(folder: Path, name: str) -> Path:
     is_plain = bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts
     try:
         is_inside = is_plain and path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError) as error:  # a loop of links, a NUL, half a character
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
         raise KimiVLError(f"{folder}: the path {name!r} cannot be used: {error}") from error
     if not is_inside:
         raise KimiVLError(f"{folder}: the path {name!r} leaves the folder; refused")

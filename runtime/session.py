@@ -4,14 +4,16 @@ Joins the parts and decides nothing itself: prompts (`prompt`), engine (`onnx_en
 (`generate`), release defaults (`releases`).
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .artifact.folder import Artifact
 from .config import KimiVLConfig
 from .engine.protocol import Engine, FloatArray
-from .errors import InputError
+from .errors import CapacityError, InputError
+from .generation.batch import Answer, generate_batch
 from .generation.channels import Piece
 from .generation.generate import generate
 from .generation.releases import RELEASES, Release, default_sampling, detect_release, stop_ids
@@ -21,11 +23,12 @@ from .generation.steps import check_prompt, embed_prompt, prefill_logits
 from .generation.stopping import GenerationLimits
 from .progress import Progress, silent
 from .prompt.encoder import Prompt, PromptEncoder
+from .prompt.messages import Message
 from .prompt.tokenizer import Tokenizer
 
 
 class Session:
-    """Answers one request at a time on one engine."""
+    """Answers requests on one engine, one in each slot."""
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Session:
     ) -> None:
         """Join ready parts; `Session.open` makes them from a folder."""
         self.engine = engine
+        self._free_slots = list(range(engine.limits.max_slots))[::-1]
         self.encoder = encoder
         self.stop_ids = stop_ids
         self.release = release
@@ -84,7 +88,7 @@ class Session:
         """The checkpoint's tokenizer."""
         return self.encoder.tokenizer
 
-    def encode(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    def encode(self, messages: Sequence[Mapping[str, Any]] | Sequence[Message]) -> Prompt:
         """Turn messages in OpenAI form into a prompt; images may also be paths, bytes or PIL."""
         return self.encoder.encode(messages)
 
@@ -94,9 +98,11 @@ class Session:
         Raises:
             CapacityError: the prompt does not fit a slot.
         """
-        check_prompt(prompt, self.engine.limits)
+        limits = self.engine.limits
+        check_prompt(prompt, limits)
         hidden = embed_prompt(self.engine, prompt)
-        return prefill_logits(self.engine, 0, hidden, 0, self.engine.limits.prefill_chunk)
+        with self._slot() as slot:
+            return prefill_logits(self.engine, slot, hidden, 0, limits.prefill_chunk)
 
     def request(
         self,
@@ -117,8 +123,46 @@ class Session:
         )
 
     def stream(self, request: Request) -> Generator[Piece, None, None]:
-        """Answer a request piece by piece; closing the generator cancels it."""
-        return generate(self.engine, self.tokenizer, request)
+        """Answer a request piece by piece; closing the generator cancels it.
+
+        The first piece takes a slot, which the end gives back: as many streams can be open at a
+        time as the engine has slots.
+
+        Raises:
+            CapacityError: the prompt does not fit, told at once; or no slot is free, told with the
+                first piece.
+        """
+        check_prompt(request.prompt, self.engine.limits)
+        return self._stream(request)
+
+    def answer_all(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Answer many requests over all slots; each is yielded when it ends, in no fixed order.
+
+        Raises:
+            CapacityError: a prompt does not fit, or a stream is open.
+        """
+        with ExitStack() as stack:
+            for _ in range(self.engine.limits.max_slots):
+                stack.enter_context(self._slot())
+            yield from generate_batch(self.engine, self.tokenizer, requests)
+
+    def _stream(self, request: Request) -> Generator[Piece, None, None]:
+        with self._slot() as slot:
+            yield from generate(self.engine, self.tokenizer, request, slot=slot)
+
+    @contextmanager
+    def _slot(self) -> Iterator[int]:
+        """Lend a slot that nothing else writes to."""
+        if not self._free_slots:
+            raise CapacityError(
+                f"all {self.engine.limits.max_slots} slots are answering; finish or close a "
+                "stream first, or build with a larger --max-batch-size"
+            )
+        slot = self._free_slots.pop()
+        try:
+            yield slot
+        finally:
+            self._free_slots.append(slot)
 
     def generate(
         self,

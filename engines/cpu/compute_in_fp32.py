@@ -14,8 +14,10 @@ class ComputeInFloat32:
     name = "compute-in-fp32"
 
     def requires(self, model: ir.Model) -> str | None:
-        """Accept any neutral graph; an fp32 one stays as it is."""
-        return None
+        """Accept any graph without 16-bit constants; an fp32 one stays as it is."""
+        constants = [node for node in model.graph if node.op_type == "Constant"]
+        narrow = [node.name for node in constants if node.outputs[0].dtype in _NARROW]
+        return f"16-bit constants: {narrow[:5]}" if narrow else None
 
     def run(self, lowered: Lowered) -> Lowered:
         """Cast each 16-bit initialiser once, and turn every other 16-bit value to fp32."""

@@ -66,11 +66,14 @@ class Journal:
         record = make(path)
         self.files[name] = record
         line = json.dumps({"file": name, **asdict(record)}).encode() + b"\n"
-        with announced(f"note of {path.name}"), disk_errors_named(self._path):
-            with self._path.open("ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+        with (
+            announced(f"note of {path.name}"),
+            disk_errors_named(self._path),
+            self._path.open("ab") as file,
+        ):
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
         return record
 
     def has(self, name: str) -> bool:

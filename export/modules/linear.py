@@ -1,7 +1,7 @@
 """Layers with weights: linear maps and norms.
 
 A linear weight is kept as (in, out), the order in which MatMul reads it, so that a graph needs no
-transposition; the checkpoint holds (out, in), and `export.weights` turns it while writing.
+transposition; the checkpoint holds (out, in), and `export.sources` turns it while writing.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The neutral ops as torch functions: computed here, one node each in a trace.
 
-What a node means in a graph stands in `export.functions`; the tests hold the two together.
+What a node means in a graph stands in `export.graph.functions`; the tests hold the two together.
 """
 
 import torch

@@ -46,8 +46,8 @@ class Artifact:
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such folder; expected an artifact folder")
         manifest = Manifest.read(folder)
-        stamps = {} if rehash else _read_stamps(folder)
-        fresh = _check_files(folder, manifest, stamps, progress)
+        stamps = _read_stamps(folder)
+        fresh = _check_files(folder, manifest, {} if rehash else stamps, progress)
         if fresh != stamps:
             with contextlib.suppress(KimiVLError):  # a folder that cannot be written: check again
                 write_bytes(folder / CHECKED_FILE, json.dumps(fresh, sort_keys=True).encode())
@@ -78,7 +78,9 @@ class Artifact:
         try:
             content = resolve_inside(self.folder, name).read_bytes()
         except OSError as error:
-            raise ArtifactError(f"{self.folder / name}: cannot be read: {error.strerror}") from error
+            raise ArtifactError(
+                f"{self.folder / name}: cannot be read: {error.strerror}"
+            ) from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
             raise ArtifactError(f"{self.folder / name}: {_ALTERED}")
         return content

@@ -16,8 +16,10 @@ from ..limits import Limits
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
-MAX_COUNT = 1 << 48
-"""No size in a manifest is larger: not even bytes of a file."""
+MAX_COUNT = (1 << 31) - 1
+"""No number of tokens, slots, patches, rows or layers is larger."""
+MAX_BYTES = 1 << 48
+"""No file is larger, and no layer's cache."""
 MODEL_FOLDER = "model"
 """Subfolder with the checkpoint's own small files: config, tokenizer, template."""
 
@@ -185,12 +187,12 @@ class _Fields:
             raise _MalformedError(f"`{self._path(name)}` must be {kind.__name__}, found {found}")
         return value
 
-    def count(self, name: str, *, minimum: int = 1) -> int:
-        """Return a whole number in the range of sizes."""
+    def count(self, name: str, *, minimum: int = 1, maximum: int = MAX_COUNT) -> int:
+        """Return a whole number in a range."""
         value = self.get(name, int)
-        if not minimum <= value <= MAX_COUNT:
+        if not minimum <= value <= maximum:
             where = self._path(name)
-            raise _MalformedError(f"`{where}` must be from {minimum} to {MAX_COUNT}, is {value}")
+            raise _MalformedError(f"`{where}` must be from {minimum} to {maximum}, is {value}")
         return value
 
     def counts(self, name: str, *, minimum: int) -> tuple[int, ...]:
@@ -216,6 +218,10 @@ class _Fields:
         """Return all values, each a string."""
         return {name: self.get(name, str) for name in self.value}
 
+    def numbers(self) -> dict[str, float]:
+        """Return all values, each a number with a fraction."""
+        return {name: self.get(name, float) for name in self.value}
+
     def _path(self, name: str) -> str:
         return f"{self.where}.{name}" if self.where else name
 
@@ -236,7 +242,7 @@ def _from_fields(value: dict[str, Any]) -> Manifest:
         graphs=fields.child("graphs").text_map(),
         files={name: _file(record) for name, record in fields.child("files").children()},
         targets={name: _target(record) for name, record in fields.child("targets").children()},
-        parity={name: record.value for name, record in fields.child("parity").children()},
+        parity={name: record.numbers() for name, record in fields.child("parity").children()},
     )
 
 
@@ -249,7 +255,7 @@ def _table(fields: _Fields) -> TableRecord:
 
 def _file(fields: _Fields) -> FileRecord:
     return FileRecord(
-        bytes=fields.count("bytes", minimum=0),
+        bytes=fields.count("bytes", minimum=0, maximum=MAX_BYTES),
         sha256=fields.get("sha256", str),
     )
 
@@ -265,9 +271,12 @@ def _target(fields: _Fields) -> TargetRecord:
     )
     if max(limits.max_input_tokens, limits.prefill_chunk) > limits.max_tokens:
         raise _MalformedError(f"`{sizes.where}`: a prompt or chunk is larger than `max_tokens`")
+    width = cache.count("width")
+    if 4 * limits.max_slots * limits.max_tokens * width > MAX_BYTES:
+        raise _MalformedError(f"`{fields.where}`: a cache that no machine can hold")
     return TargetRecord(
         graphs=fields.child("graphs").text_map(),
-        cache=CacheRecord(dtype=cache.get("dtype", str), width=cache.count("width")),
+        cache=CacheRecord(dtype=cache.get("dtype", str), width=width),
         limits=limits,
         passes=fields.texts("passes"),
     )

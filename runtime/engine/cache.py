@@ -30,30 +30,38 @@ class LatentCache:
         self._layers = [np.zeros(shape, dtype=np.float32) for _ in range(num_layers)]
 
     @contextmanager
-    def window(self, layer: int, slots: Sequence[int], first: int, last: int) -> Iterator[Buffer]:
-        """Give a contiguous (B, 1, last, width) view of some slots to write into.
+    def window(
+        self, layer: int, slots: Sequence[int], lengths: Sequence[int], num_new: int
+    ) -> Iterator[Buffer]:
+        """Give a contiguous (B, 1, T, width) view of some slots to write into.
 
-        One slot is a view of the buffer itself. Several are copied together, and the tokens from
-        `first` on are copied back afterwards: graphs need one block of memory.
+        T is the longest sequence after this step. One slot is a view of the buffer itself. Several
+        are copied together, since graphs need one block of memory, and what was written is copied
+        back. Behind a shorter sequence the copy is zero: what an earlier text left there is masked
+        in attention, but a NaN among it would not be.
 
-            slot 0   [ old old old new | free      ]      window of slots 0 and 2, last = 4:
-            slot 1   [ idle            | free      ]         old old old new
-            slot 2   [ old old new new | free      ]         old old new new
+            slot 0   [ a a a . | free ]      window of slots 0 and 2, one new token each (*):
+            slot 1   [ idle    | free ]         a a a *
+            slot 2   [ c . x y | free ]         c * 0 0
 
         Args:
             layer: index of the layer.
             slots: which sequences, in the order of the batch.
-            first: no sequence of the batch is shorter than this.
-            last: tokens that the longest sequence has after this step.
+            lengths: tokens that each of them has before this step.
+            num_new: tokens that this step adds to each.
         """
         buffer = self._layers[layer]
+        last = max(lengths) + num_new
         if len(slots) == 1:
             yield buffer[slots[0] : slots[0] + 1, :, :last]
             return
-        rows = list(slots)
-        copied = np.ascontiguousarray(buffer[rows, :, :last])
+        copied = buffer[list(slots), :, :last]
+        for row, length in enumerate(lengths):
+            copied[row, :, length:] = 0
         yield copied
-        buffer[rows, :, first:last] = copied[:, :, first:]
+        for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+            written = slice(length, length + num_new)
+            buffer[slot, :, written] = copied[row, :, written]
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another, in every layer."""

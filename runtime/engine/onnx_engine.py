@@ -90,12 +90,11 @@ class OnnxEngine:
     ) -> FloatArray:
         """Append S tokens to each of B slots and return the logits of chosen tokens (N, V)."""
         self._check_step(slots, hidden, lengths)
-        first = int(lengths.min())
-        last = int(lengths.max()) + hidden.shape[1]
+        num_new = hidden.shape[1]
         state = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(hidden))
         counts = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(lengths))
         for layer, session in enumerate(self._layers):
-            with self._cache.window(layer, slots, first, last) as window:
+            with self._cache.window(layer, slots, lengths.tolist(), num_new) as window:
                 cache = ort.OrtValue.ortvalue_from_numpy(window)
                 state = self._run_layer(layer, session, state, cache, counts)
         if rows.size == 0:

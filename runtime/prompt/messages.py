@@ -22,9 +22,10 @@ ImageSource = str | Path | bytes | PillowImage.Image
 # Keys that clients send back with an answer; they say nothing to the chat template.
 _INERT_KEYS = frozenset({"reasoning_content"})
 _EMPTY: tuple[Any, ...] = (None, [], "", {})
-# `\Z`: an answer that ran out of tokens has no closing marker, and all of it is thinking.
+# Only at the start, as the stream of an answer is read. `\Z`: an answer that ran out of tokens
+# has no closing marker, and all of it is thinking.
 _THINKING = re.compile(
-    rf"{re.escape(THINK_START)}.*?(?:{re.escape(THINK_END)}\s*|\Z)", flags=re.DOTALL
+    rf"\A\s*{re.escape(THINK_START)}.*?(?:{re.escape(THINK_END)}\s*|\Z)", flags=re.DOTALL
 )
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 

@@ -27,7 +27,7 @@ def watch():
     while True:
         if not stages or stages[-1] == "export":
             peak[0] = max(peak[0], anonymous_bytes())
-        time.sleep(0.01)
+        time.sleep(0.05)
 threading.Thread(target=watch, daemon=True).start()
 export_checkpoint(
     checkpoint, Path(sys.argv[2]), ExportOptions(), lambda stage, done, total: stages.append(stage)
@@ -39,7 +39,7 @@ print(json.dumps({"growth": peak[0] - before}))
 @pytest.mark.slow
 def test_a_27_layer_export_holds_a_few_layers_at_most(tmp_path: Path) -> None:
     fields = json.loads(json.dumps(TINY_CONFIG))
-    sizes = {"hidden_size": 512, "moe_intermediate_size": 256, "n_routed_experts": 24}
+    sizes = {"hidden_size": 384, "moe_intermediate_size": 256, "n_routed_experts": 16}
     fields["text_config"].update(sizes, num_hidden_layers=27)
     config = tmp_path / "config.json"
     config.write_text(json.dumps(fields))
@@ -52,5 +52,5 @@ def test_a_27_layer_export_holds_a_few_layers_at_most(tmp_path: Path) -> None:
     growth = json.loads(done.stdout)["growth"]
     weights = [path.stat().st_size for path in artifact.glob("graphs/weights/layer_*.bin")]
     assert len(weights) == 27
-    assert sum(weights) > 900e6
-    assert growth < 4 * max(weights)  # one block of 64 MB, and what made it
+    assert sum(weights) > 500e6
+    assert growth < 4 * max(weights)

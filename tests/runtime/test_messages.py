@@ -109,7 +109,7 @@ def test_a_message_with_a_made_up_role_cannot_be_made() -> None:
     ("text", "rest"),
     [
         ("◁think▷a\nb◁/think▷\n\nanswer", "answer"),
-        ("before ◁think▷a◁/think▷after ◁think▷b◁/think▷end", "before after end"),
+        ("a marker ◁think▷ in an answer", "a marker ◁think▷ in an answer"),
         ("◁think▷never finished", ""),
         ("no thinking ◁/think▷ here", "no thinking ◁/think▷ here"),
     ],
