@@ -47,17 +47,19 @@ class BuildOptions:
         positions = config.decoder.max_positions
         max_tokens = _given_or(self.max_tokens, min(DEFAULT_MAX_TOKENS, positions))
         max_input_tokens = _given_or(self.max_input_tokens, max_tokens)
-        image_tokens = self.max_image_tokens
+        image_tokens, largest = self.max_image_tokens, max_patches(rule)
         limits = Limits(
             max_tokens=max_tokens,
             max_input_tokens=max_input_tokens,
             max_slots=self.max_slots,
-            max_patches=max_patches(rule) if image_tokens is None else 4 * image_tokens,
+            max_patches=largest if image_tokens is None else min(4 * image_tokens, largest),
             prefill_chunk=min(self.prefill_chunk, max_tokens),
         )
         wrong = [name for name, value in asdict(limits).items() if value < 1]
         if wrong:
             raise InputError(f"limits: {', '.join(wrong)} must be at least 1")
+        if max_tokens < 2:
+            raise InputError("a cache of 1 token holds no prompt with an answer; give 2 or more")
         if max_tokens > positions:
             raise InputError(
                 f"a cache of {max_tokens} tokens: the model was made for at most {positions}; "
@@ -113,6 +115,11 @@ def build_target(
     stage = f"{STAGE}-{target}"
     if manifest.targets.get(target) == record:
         remove_journal(folder, stage)
+        return manifest
+    present = manifest.targets.get(target)
+    if present is not None and replace(present, limits=limits) == record:  # the graphs stay
+        manifest = replace(manifest, targets={**manifest.targets, target: record})
+        manifest.write(folder)
         return manifest
     if target in manifest.targets:  # so that no kill leaves new files under old hashes
         manifest = _without_target(manifest, target)

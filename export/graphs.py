@@ -88,6 +88,7 @@ def _vision_spec(config: KimiVLConfig) -> GraphSpec:
             torch.zeros(4, vision.table_width),
         ),
         dynamic=({0: "2*h", 1: "2*w"}, {0: "2*h"}, {0: "2*w"}),
+        output_axes={names.MERGED: {0: "M"}},
     )
 
 

@@ -20,6 +20,7 @@ from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, CapacityError, InputError
 from runtime.files import TEMPORARY_SUFFIX, announced, sha256_of, write_bytes
 from runtime.progress import Progress, silent
+from runtime.prompt.encoder import PromptEncoder
 
 from .checkpoint.reader import Checkpoint
 from .graph.journal import Journal, journal_path, key_of, remove_journal
@@ -70,6 +71,7 @@ def export_checkpoint(
     layers = options.checked_layers(checkpoint.config)
     if options.recipe not in DTYPES:
         raise InputError(f"recipe {options.recipe!r}: known ones are {', '.join(DTYPES)}")
+    PromptEncoder.load(checkpoint.folder, checkpoint.config)  # an artifact must understand text
     inputs = {
         "source": _fingerprint(checkpoint),
         "recipe": options.recipe,

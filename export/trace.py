@@ -8,7 +8,7 @@ import contextlib
 import io
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -35,6 +35,8 @@ class GraphSpec:
     """One input each; sizes on dynamic axes are examples, the others are the contract."""
     dynamic: tuple[Axes, ...]
     """For each input, its dynamic axes by shape letter; `2*x` means an even size."""
+    output_axes: dict[str, Axes] = field(default_factory=dict)
+    """Letters for axes of outputs that are computed from those of the inputs."""
 
 
 def trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
@@ -118,12 +120,16 @@ def _clean(model: ir.Model) -> None:
 
 
 def _name_axes(model: ir.Model, spec: GraphSpec) -> None:
-    """Write our shape letters over the tracer's symbols on the inputs."""
+    """Write our shape letters over the tracer's symbols."""
     for value, axes in zip(model.graph.inputs, spec.dynamic, strict=True):
         if value.shape is None:
             raise RuntimeError(f"{spec.name}: input {value.name} lost its shape")
         sizes = [axes.get(i, size) for i, size in enumerate(value.shape)]
         value.shape = ir.Shape(sizes)
+    for value in model.graph.outputs:
+        axes = spec.output_axes.get(str(value.name), {})
+        if value.shape is not None and axes:
+            value.shape = ir.Shape([axes.get(i, size) for i, size in enumerate(value.shape)])
 
 
 def _check_parameters(model: ir.Model, module: nn.Module) -> None:

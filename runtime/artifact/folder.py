@@ -86,6 +86,7 @@ class Artifact:
         return content
 
 
+CONFIG_FILE = "config.json"
 _ALTERED = "does not have the SHA-256 of the manifest; it was altered or damaged, compile again"
 
 
@@ -103,6 +104,11 @@ def _check_files(folder: Path, manifest: Manifest, stamps: _Stamps, progress: Pr
             problems.append(f"{name} {problem}")
         done += record.bytes
         progress("check", done, total)
+    known = {folder / name for name in manifest.files}
+    strangers = [path for path in (folder / MODEL_FOLDER).glob("*") if path not in known]
+    problems += [f"{MODEL_FOLDER}/{path.name} is not listed; remove it" for path in strangers]
+    if f"{MODEL_FOLDER}/{CONFIG_FILE}" not in manifest.files:
+        problems.append(f"{MODEL_FOLDER}/{CONFIG_FILE} is not listed")
     if problems:
         raise ArtifactError(describe_problems(str(folder / FILE_NAME), problems))
     return fresh

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import names
 from ..errors import ArtifactError, KimiVLError
 from ..files import resolve_inside, write_bytes
 from ..limits import Limits
@@ -138,6 +139,7 @@ class Manifest:
         except _MalformedError as error:
             raise ArtifactError(f"{path}: malformed manifest: {error}") from error
         manifest._check_paths(folder)
+        manifest._check_graphs(path)
         manifest._check_embedding(path)
         return manifest
 
@@ -152,6 +154,27 @@ class Manifest:
                 resolve_inside(folder, name)
             except KimiVLError as error:
                 raise ArtifactError(str(error)) from error
+
+    def _check_graphs(self, path: Path) -> None:
+        expected = {names.VISION, names.PROJECTOR, names.HEAD}
+        expected |= {names.layer_name(layer) for layer in self.layers}
+        is_rising = list(self.layers) == sorted(set(self.layers)) and len(self.layers) > 0
+        for owner, graphs in self._graph_maps().items():
+            if graphs.keys() != expected or not is_rising:
+                raise ArtifactError(
+                    f"{path}: the graphs of {owner} are {', '.join(sorted(graphs))}; "
+                    f"layers {list(self.layers)} need {', '.join(sorted(expected))}"
+                )
+        for name, target in self.targets.items():
+            if target.cache.dtype != "float32":
+                raise ArtifactError(
+                    f"{path}: target {name} has a {target.cache.dtype} cache; this version runs "
+                    "float32 ones"
+                )
+
+    def _graph_maps(self) -> dict[str, Mapping[str, str]]:
+        lowered = {f"target {name}": target.graphs for name, target in self.targets.items()}
+        return {"the export": self.graphs, **lowered}
 
     def _check_embedding(self, path: Path) -> None:
         rows, columns = self.embedding.shape

@@ -1,6 +1,7 @@
 """ONNX Runtime sessions made from checked bytes of an artifact, sharing the cores politely."""
 
 import os
+from functools import cache
 
 import onnxruntime as ort
 
@@ -24,7 +25,9 @@ def open_session(
     Raises:
         ArtifactError: the graph was altered, or ONNX Runtime cannot load it.
     """
+    _share_memory()
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -44,3 +47,10 @@ def open_session(
         raise ArtifactError(
             f"{artifact.folder / path}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
         ) from error
+
+
+@cache
+def _share_memory() -> None:
+    """Give all sessions one arena: each would else keep the scratch memory of its largest step."""
+    kind, usage = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
+    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, usage), None)
