@@ -12,7 +12,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, InputError, UnsupportedError
-from runtime.files import announced, sha256_of, write_bytes
+from runtime.files import announced, exclusive, sha256_of, write_bytes
 from runtime.limits import Limits
 from runtime.progress import Progress, silent
 from runtime.prompt.patches import ImageRule, max_patches
@@ -102,6 +102,12 @@ def build_target(
         UnsupportedError: there is no such target.
     """
     artifact = Artifact.open(folder)
+    with exclusive(folder):
+        return _build(artifact, target, options, progress)
+
+
+def _build(artifact: Artifact, target: str, options: BuildOptions, progress: Progress) -> Manifest:
+    folder = artifact.folder
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     limits = check_build(target, options, config, artifact.model_folder)
     passes = PASSES[target]()
@@ -120,6 +126,7 @@ def build_target(
     if present is not None and replace(present, limits=limits) == record:  # the graphs stay
         manifest = replace(manifest, targets={**manifest.targets, target: record})
         manifest.write(folder)
+        remove_journal(folder, stage)
         return manifest
     if target in manifest.targets:  # so that no kill leaves new files under old hashes
         manifest = _without_target(manifest, target)

@@ -18,7 +18,7 @@ from runtime import __version__, names
 from runtime.artifact.manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TableRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, CapacityError, InputError
-from runtime.files import TEMPORARY_SUFFIX, announced, sha256_of, write_bytes
+from runtime.files import TEMPORARY_SUFFIX, announced, exclusive, sha256_of, write_bytes
 from runtime.progress import Progress, silent
 from runtime.prompt.encoder import PromptEncoder
 
@@ -112,6 +112,11 @@ class _Export:
         sizes = {name: _weights_bytes(sources) for name, sources in self.sources.items()}
         sizes[names.EMBEDDING] = _weights_bytes([self.embedding])
         _check_disk(self.folder, sizes)
+        with exclusive(self.folder):
+            return self._write(key, sizes)
+
+    def _write(self, key: str, sizes: dict[str, int]) -> Manifest:
+        """Make every file that is not there yet."""
         journal = Journal(self.folder, STAGE, key)
         done, total = 0, sum(sizes.values())
         self.progress(STAGE, done, total)

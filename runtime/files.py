@@ -4,6 +4,7 @@ Does not know: what the files hold. Disk errors become one-line errors that name
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -70,6 +71,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other runs of the toolkit from writing to a folder; a killed run lets go of it.
+
+    Raises:
+        KimiVLError: another run writes there now, or the folder cannot be made.
+    """
+    with disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise KimiVLError(
+                f"{folder}: another run is writing here; wait for it or choose another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
