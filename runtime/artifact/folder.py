@@ -87,7 +87,10 @@ class Artifact:
 
 
 CONFIG_FILE = "config.json"
-_ALTERED = "does not have the SHA-256 of the manifest; it was altered or damaged, compile again"
+_ALTERED = (
+    "does not have the SHA-256 of the manifest; it was altered or damaged, compile again into "
+    "another folder"
+)
 
 
 def _check_files(folder: Path, manifest: Manifest, stamps: _Stamps, progress: Progress) -> _Stamps:

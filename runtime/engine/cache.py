@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import CapacityError
 from ..limits import Limits
 
 Buffer = NDArray[np.float32]
@@ -25,9 +26,20 @@ class LatentCache:
             num_layers: decoder layers.
             width: numbers per token and layer.
             limits: slots and their capacity.
+
+        Raises:
+            CapacityError: this machine has not that much memory.
         """
         shape = (limits.max_slots, 1, limits.max_tokens, width)
-        self._layers = [np.zeros(shape, dtype=np.float32) for _ in range(num_layers)]
+        try:
+            self._layers = [np.zeros(shape, dtype=np.float32) for _ in range(num_layers)]
+        except MemoryError as error:
+            size_bytes = 4 * num_layers * limits.max_slots * limits.max_tokens * width
+            raise CapacityError(
+                f"a cache of {limits.max_slots} x {limits.max_tokens} tokens needs "
+                f"{size_bytes / 1e9:.1f} GB, which this machine cannot give; build with a smaller "
+                "--max-kv-cache-capacity or --max-batch-size"
+            ) from error
 
     @contextmanager
     def window(

@@ -12,6 +12,7 @@ from ..errors import CapacityError, NumericError
 from ..limits import Limits
 from ..prompt.patches import PatchedImage, position_weights
 from .cache import LatentCache
+from .contract import check_graphs
 from .embedding import EmbeddingTable
 from .onnx_session import open_session
 from .protocol import FloatArray, IntArray
@@ -46,11 +47,13 @@ class OnnxEngine:
         self._observer = observer
         self._layer_numbers = artifact.manifest.layers
         self._table = EmbeddingTable(artifact)
-        self._table_size = _table_size(artifact)
+        config = KimiVLConfig.load(artifact.model_folder / "config.json")
+        self._table_size = config.vision.table_height, config.vision.table_width
         sessions = {
             name: open_session(artifact, path, num_threads=num_threads)
             for name, path in record.graphs.items()
         }
+        check_graphs(artifact, record, config, sessions)
         self._vision = sessions[names.VISION]
         self._projector = sessions[names.PROJECTOR]
         self._head = sessions[names.HEAD]
@@ -147,11 +150,6 @@ class OnnxEngine:
                 f"{needed} tokens do not fit a cache of {self._limits.max_tokens}; shorten the "
                 f"prompt or build with --max-kv-cache-capacity {needed}"
             )
-
-
-def _table_size(artifact: Artifact) -> tuple[int, int]:
-    vision = KimiVLConfig.load(artifact.model_folder / "config.json").vision
-    return vision.table_height, vision.table_width
 
 
 def _check_finite(values: FloatArray, where: str) -> None:
