@@ -6,7 +6,6 @@ for the two that the original configuration class supplies when a file leaves th
 Source: Kimi-VL `configuration_kimi_vl.py` (MoonViTConfig, DeepseekV3Config).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from .config_fields import (
     Reader,
 )
 from .errors import CheckpointError, describe_problems
+from .json_file import read_json_object
 
 LATENT_NORM_EPS = 1e-6
 """Epsilon of `kv_a_layernorm`: the original code never passes the config's value to it."""
@@ -126,17 +126,7 @@ class KimiVLConfig:
             CheckpointError: the file is missing, not JSON, or says something that is not
                 implemented; all such fields are named at once.
         """
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{path}: no such file; a checkpoint folder holds config.json"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise CheckpointError(f"{path}: expected a JSON object, found {type(fields).__name__}")
-        return cls.from_fields(fields, where=str(path))
+        return cls.from_fields(read_json_object(path), where=str(path))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any], *, where: str = "config") -> "KimiVLConfig":
