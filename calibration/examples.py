@@ -30,6 +30,8 @@ class Example:
     messages: tuple[Message, ...]
     """Parsed; pictures as absolute paths inside the set's folder, or as data URLs."""
     answer: str
+    reply: str = ""
+    """All that the model is to write, thinking included; calibration runs over it."""
     kind: str
     """Examples of one kind are counted together; `all` where the file names none."""
 
@@ -46,8 +48,12 @@ class Example:
         return " ".join(part.text for part in self.messages[-1].parts if isinstance(part, Text))
 
 
-def load_examples(name: str) -> list[Example]:
+def load_examples(name: str, *, with_answers: bool = True) -> list[Example]:
     """Read a built-in set or a JSONL file.
+
+    Args:
+        name: of the set or file.
+        with_answers: refuse examples without a known answer.
 
     Raises:
         InputError: there is no such set or file, or lines are malformed; all are listed.
@@ -59,12 +65,13 @@ def load_examples(name: str) -> list[Example]:
         raise InputError(
             f"set {name!r}: neither a readable JSONL file nor one of {', '.join(BUILT_IN)}"
         ) from error
+    folder = path.parent.absolute()
     examples, problems = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            examples.append(_example(json.loads(line), path.parent.absolute()))
+            examples.append(_example(json.loads(line), folder, with_answer=with_answers))
         except (ValueError, KeyError, TypeError, AttributeError, KimiVLError) as error:
             problems.append(f"line {number}: {_reason(error)}")
     if problems or not examples:
@@ -72,11 +79,16 @@ def load_examples(name: str) -> list[Example]:
     return examples
 
 
-def _example(fields: dict[str, Any], folder: Path) -> Example:
+def _example(fields: dict[str, Any], folder: Path, *, with_answer: bool) -> Example:
     messages = parse_messages(fields["messages"])
+    reply = str(fields.get("reply", ""))
+    if not reply and messages[-1].role == "assistant":
+        *messages, last = messages
+        reply = "".join(part.text for part in last.parts if isinstance(part, Text))
     return Example(
         messages=tuple(_inside(message, folder) for message in messages),
-        answer=str(fields["answer"]),
+        answer=str(fields["answer"] if with_answer else fields.get("answer", "")),
+        reply=reply,
         kind=str(fields.get("kind", "all")),
     )
 

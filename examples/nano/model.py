@@ -21,6 +21,10 @@ from runtime.config import LATENT_NORM_EPS, DecoderConfig, KimiVLConfig
 from .tower import Projector, VisionTower, turn_pairs, turns_of
 
 
+GATE_LENGTHS = (0.5, 2.0)
+"""Length at the start of an expert's row of the gate, against that of other rows: first, last."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where the tokens of a batch lie in the flat hidden states."""
@@ -285,7 +289,9 @@ class NanoModel(nn.Module):
 def initialise(model: NanoModel, generator: torch.Generator) -> None:
     """Draw all weights: 1 / sqrt(inputs) for matrices, 1 for embeddings, biases zero.
 
-    With the usual 0.02 for everything, a model of this size does not learn.
+    With the usual 0.02 for everything, a model of this size does not learn. The rows of a gate get
+    different lengths: a short row's score never leaves the middle, so that its expert is chosen for
+    the sake of its correction bias alone, and the bias matters as it does in the releases.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -295,6 +301,8 @@ def initialise(model: NanoModel, generator: torch.Generator) -> None:
                 weight.fill_(1.0)
             else:
                 weight.normal_(0.0, _spread(name, weight), generator=generator)
+            if name.endswith("gate.weight"):
+                weight.mul_(torch.linspace(*GATE_LENGTHS, len(weight))[:, None])
 
 
 def _spread(name: str, weight: Tensor) -> float:

@@ -1,7 +1,8 @@
 """The committed question sets: how they are drawn, written and read.
 
 Form: a folder of PNG files and `questions.jsonl`, one object in a line, with `messages` in the form
-of the OpenAI API (picture paths relative to the file), the expected `answer`, and the `kind`.
+of the OpenAI API (picture paths relative to the file), the expected `answer`, the whole `reply` with
+its derivation (calibration runs over it), and the `kind`.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+
+from runtime.prompt.special_tokens import THINK_END, THINK_START
 
 from .pictures import Rng
 from .questions import Example, draw_cells, draw_ease, draw_example, draw_seed, draw_size
@@ -71,6 +74,7 @@ def write_set(folder: Path, examples: Iterator[Example]) -> None:
         line = {
             "messages": example.messages(tuple(names)),
             "answer": example.answer,
+            "reply": example.reply,
             "kind": example.kind,
         }
         lines.append(json.dumps(line) + "\n")
@@ -78,7 +82,7 @@ def write_set(folder: Path, examples: Iterator[Example]) -> None:
 
 
 def read_set(folder: Path) -> list[Example]:
-    """Read a set back; the derivation, which is not in the file, stays empty."""
+    """Read a set back."""
     examples = []
     for line in (folder / QUESTIONS_FILE).read_text(encoding="utf-8").splitlines():
         fields = json.loads(line)
@@ -90,8 +94,12 @@ def read_set(folder: Path) -> list[Example]:
                 pictures=tuple(
                     Image.open(folder / image["image"]).convert("RGB") for image in images
                 ),
-                thought="",
+                thought=_thought(fields["reply"]),
                 answer=fields["answer"],
             )
         )
     return examples
+
+
+def _thought(reply: str) -> str:
+    return reply.removeprefix(THINK_START).partition(THINK_END)[0]

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 MAX_REPLY = 32
 """Tokens; the longest reply of the task has 27."""
 _CHUNK = 50
-ABLATIONS = ("bias", "right-pictures")
+ABLATIONS = ("bias", "pictures", "right-pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,18 @@ def load(folder: Path) -> tuple[NanoModel, Encoder]:
     return model, Encoder(PromptEncoder.load(folder, model.config))
 
 
-def _shuffled(examples: Sequence[Example]) -> list[Example]:
+def zero_bias(model: NanoModel) -> None:
+    """Let the scores alone choose the experts."""
+    for layer in model.moe_layers():
+        layer.gate.e_score_correction_bias.zero_()
+
+
+def without_pictures(examples: Sequence[Example]) -> list[Example]:
+    """Ask the same questions about nothing."""
+    return [replace(example, pictures=()) for example in examples]
+
+
+def with_wrong_pictures(examples: Sequence[Example]) -> list[Example]:
     """Give each example the pictures of another one with as many."""
     shuffled = list(examples)
     for count in (1, 2):
@@ -141,10 +152,11 @@ def main() -> None:
     model, encoder = load(options.checkpoint)
     examples = read_set(options.set)
     if options.without == "bias":
-        for layer in model.moe_layers():
-            layer.gate.e_score_correction_bias.zero_()
+        zero_bias(model)
+    if options.without == "pictures":
+        examples = without_pictures(examples)
     if options.without == "right-pictures":
-        examples = _shuffled(examples)
+        examples = with_wrong_pictures(examples)
     answered = answer(model, encoder, examples)
     for index, one in enumerate(answered, start=1):
         if options.failures and not one.is_right:

@@ -1,8 +1,8 @@
 """The sizes of the example model, as the `config.json` of its checkpoint.
 
 Every part of the real model is there; so is every shape that a later stage treats on its
-own: widths that are multiples of 128, vision heads of 72 channels, matrices with 144, 300 and 576
-inputs.
+own: widths that are multiples of 128, vision heads of 72 channels, matrices with 144, 576 and 592
+inputs (592 is 16 * 37, as the release's 4304 is 16 * 269: no whole blocks of 32 or 128).
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ _TEXT: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "n_routed_experts": 8,
+    "n_routed_experts": 16,
     "num_experts_per_tok": 2,
-    "n_shared_experts": 2,
+    "n_shared_experts": 1,
     "kv_lora_rank": 128,
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16,
@@ -38,7 +38,7 @@ _VISION: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_hidden_layers": 3,
     "hidden_size": 144,
-    "intermediate_size": 300,
+    "intermediate_size": 592,
     "init_pos_emb_height": 16,
     "init_pos_emb_width": 16,
 }
