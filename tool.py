@@ -9,6 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import typer
 
 from commands.build import build
+from commands.calibrate import calibrate
 from commands.chat import chat
 from commands.compile import compile_checkpoint
 from commands.doctor import doctor
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("doctor")(doctor)
 app.command("synth")(synth)
 app.command("export")(export)
+app.command("calibrate")(calibrate)
 app.command("build")(build)
 app.command("verify")(verify)
 app.command("inspect")(inspect)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engines.build import BuildOptions, build_target
 from export.checkpoint.reader import Checkpoint
 from export.graphs import plan_graphs
+from export.recipe.reading import load_recipe
 from export.sources import load_parameters, parameter_sources
 from export.stage import ExportOptions, export_checkpoint
 from export.synthetic.folder import write_synthetic
@@ -52,7 +53,8 @@ def time_case(case: Case, workplace: Path) -> Iterator[Pair]:
     """Time one token and one prefill chunk behind a filled context."""
     folder = workplace / f"{case.shape}-{case.recipe}"
     checkpoint = _checkpoint(case, workplace)
-    export_checkpoint(checkpoint, folder, ExportOptions(recipe=case.recipe, layers=case.layers))
+    options = ExportOptions(recipe=load_recipe(case.recipe), layers=case.layers)
+    export_checkpoint(checkpoint, folder, options)
     capacity = case.context + case.chunk
     build_target(folder, "cpu", BuildOptions(max_tokens=capacity))
     engine = OnnxEngine(Artifact.open(folder))

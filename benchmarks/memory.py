@@ -17,6 +17,7 @@ def main(workplace: Path) -> int:
     """Export and build while a thread watches; print the peak."""
     from engines.build import BuildOptions, build_target
     from export.checkpoint.reader import Checkpoint
+    from export.recipe.reading import load_recipe
     from export.stage import ExportOptions, export_checkpoint
     from export.synthetic.folder import write_synthetic
 
@@ -25,7 +26,7 @@ def main(workplace: Path) -> int:
     watch = PeakWatch()
     watch.start()
     checkpoint = Checkpoint.open(workplace / "checkpoint", layers=(0, 1))
-    options = ExportOptions(recipe="bf16", layers=(0, 1))
+    options = ExportOptions(recipe=load_recipe("bf16"), layers=(0, 1))
     export_checkpoint(checkpoint, workplace / "artifact", options)
     build_target(workplace / "artifact", "cpu", BuildOptions())
     peak = watch.peak_bytes

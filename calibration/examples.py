@@ -80,10 +80,10 @@ def load_examples(name: str, *, with_answers: bool = True) -> list[Example]:
 
 
 def _example(fields: dict[str, Any], folder: Path, *, with_answer: bool) -> Example:
-    messages = parse_messages(fields["messages"])
+    messages = list(parse_messages(fields["messages"]))
     reply = str(fields.get("reply", ""))
     if not reply and messages[-1].role == "assistant":
-        *messages, last = messages
+        last = messages.pop()
         reply = "".join(part.text for part in last.parts if isinstance(part, Text))
     return Example(
         messages=tuple(_inside(message, folder) for message in messages),

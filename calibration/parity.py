@@ -4,7 +4,7 @@ The module is filled from the artifact's own neutral weights, so no checkpoint i
 computes in fp32: that is what a graph with narrower weights must mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.graphs import GraphPlan
+from export.graph.quantise import input_scale_name, scale_name, whole_name
+from export.graphs import DTYPES, GraphPlan
+from export.quantised.matrix import grouped
+from export.quantised.storage import quantised_places
+from export.recipe.reading import recipe_from_values
+from export.recipe.recipe import Recipe, WeightFormat
 from runtime import names
 from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
 from runtime.engine.onnx_session import open_session
 from runtime.prompt.patches import position_weights
+
+from .rounding import round_inputs
 
 Arrays = Mapping[str, NDArray[np.generic]]
 _SEED = 20260
@@ -40,7 +47,9 @@ def measure_graph(artifact: Artifact, path: str, plan: GraphPlan, config: KimiVL
         The figure; infinite if an output of the graph is not finite.
     """
     module = plan.build()
-    _fill(module, artifact.folder / artifact.manifest.graphs[plan.name])
+    manifest = artifact.manifest
+    recipe = recipe_from_values(manifest.precision, manifest.recipe, str(artifact.folder))
+    fill_from_graph(module, artifact.folder / manifest.graphs[plan.name], recipe)
     inputs = example_inputs(plan, config)
     with torch.no_grad():
         expected = module(*(torch.from_numpy(array) for array in inputs.values()))
@@ -83,19 +92,43 @@ def example_inputs(plan: GraphPlan, config: KimiVLConfig) -> dict[str, NDArray[n
     return {name: made[name] for name in plan.spec.inputs}
 
 
-def _fill(module: nn.Module, neutral_graph: Path) -> None:
-    """Copy the weights of a neutral graph into the module it was traced from."""
-    initializers = ir.load(neutral_graph).graph.initializers
+def fill_from_graph(module: nn.Module, neutral_graph: Path, recipe: Recipe) -> None:
+    """Make a module compute in fp32 what a neutral graph means, from the graph's own weights."""
+    stored = _StoredWeights(neutral_graph)
+    places = {place.parameter: part for place, part in quantised_places(module, recipe)}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            tensor = initializers[name].const_value
-            if tensor is None:
-                raise RuntimeError(f"{neutral_graph}: {name} has no weights")
-            parameter.copy_(_torch_tensor(tensor))
+            part = places.get(name)
+            value = stored.plain(name) if part is None else stored.meaning(name, part.weights)
+            parameter.copy_(value)
+    round_inputs(module, recipe, stored.input_scales(places), DTYPES[recipe.base])
 
 
-def _torch_tensor(tensor: ir.TensorProtocol) -> Tensor:
-    array = tensor.numpy()
-    if tensor.dtype == ir.DataType.BFLOAT16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+class _StoredWeights:
+    """The initialisers of a neutral graph."""
+
+    def __init__(self, neutral_graph: Path) -> None:
+        self._path = neutral_graph
+        self._found = ir.load(neutral_graph).graph.initializers
+
+    def plain(self, name: str) -> Tensor:
+        """A tensor as it is stored, fp32."""
+        tensor = self._found[name].const_value if name in self._found else None
+        if tensor is None:
+            raise RuntimeError(f"{self._path}: {name} has no weights")
+        return torch.from_numpy(tensor.numpy().astype(np.float32))
+
+    def meaning(self, name: str, form: WeightFormat) -> Tensor:
+        """What the codes of a parameter mean, fp32."""
+        codes, step = self.plain(name), self.plain(scale_name(name))
+        if form.codes == "nvfp4":
+            step = step * self.plain(whole_name(name))
+        step = step.reshape(*step.shape[:-1], 1, step.shape[-1])  # one scale for each group
+        if form.group is None and codes.dim() == 3:
+            step = step.reshape(len(codes), 1, 1, -1)
+        return (grouped(codes, form) * step).reshape(codes.shape)
+
+    def input_scales(self, places: Iterable[str]) -> dict[str, Tensor]:
+        """Scales of what meets parameters, where the graph has them."""
+        names = {name: input_scale_name(name) for name in places}
+        return {name: self.plain(key) for name, key in names.items() if key in self._found}

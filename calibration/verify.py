@@ -1,10 +1,12 @@
 """The verify stage: every file hashed, every graph measured again, the figures in the manifest."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from export.graphs import plan_graphs
+from export.recipe.reading import recipe_from_values
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.config import KimiVLConfig
@@ -12,15 +14,30 @@ from runtime.errors import ArtifactError, describe_problems
 from runtime.files import announced
 from runtime.progress import Progress, silent
 
+from .examples import Example
 from .parity import measure_graph
-from .tolerances import GRAPH_FP32
+from .target_price import price_target
+from .tolerances import GRAPH_FP32, GRAPH_ROUNDED
 
 STAGE = "verify"
 
 
 @announced(STAGE)
-def verify_artifact(folder: Path, target: str = "cpu", progress: Progress = silent) -> Manifest:
+def verify_artifact(
+    folder: Path,
+    target: str = "cpu",
+    progress: Progress = silent,
+    *,
+    held_out: Sequence[Example] | None = None,
+) -> Manifest:
     """Hash all files and compare each of a target's graphs with its torch module.
+
+    Args:
+        folder: of the artifact.
+        target: which of its targets.
+        progress: told in graphs, then in samples.
+        held_out: the conversations that judged a quantised artifact; then the target's own price
+            is measured, too.
 
     Returns:
         The manifest with the figures of this target, also written to the folder.
@@ -34,6 +51,7 @@ def verify_artifact(folder: Path, target: str = "cpu", progress: Progress = sile
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     manifest = artifact.manifest
     plans = plan_graphs(config, torch.float32, manifest.layers, taps=manifest.taps)
+    allowed = tolerance(manifest)
     figures: dict[str, float] = {}
     problems: list[str] = []
     for done, plan in enumerate(plans, start=1):
@@ -43,15 +61,24 @@ def verify_artifact(folder: Path, target: str = "cpu", progress: Progress = sile
             problems.append(f"{plan.name} cannot be measured: {_one_line(error)}")
         else:
             figures[plan.name] = figure
-            if not figure <= GRAPH_FP32:
-                problems.append(f"{plan.name} is off by {figure:.1e}, allowed {GRAPH_FP32:.0e}")
+            if not figure <= allowed:
+                problems.append(f"{plan.name} is off by {figure:.1e}, allowed {allowed:.0e}")
         progress(STAGE, done, len(plans))
     if problems:
         raise ArtifactError(describe_problems(f"{folder}, target {target}", problems))
     measured = manifest.with_parity(target, figures)
+    if held_out is not None and manifest.calibration:
+        measured = measured.with_price(target, price_target(artifact, target, held_out, progress))
     if measured != manifest:
         measured.write(folder)
     return measured
+
+
+def tolerance(manifest: Manifest) -> float:
+    """How far a graph of this artifact may be from its torch module."""
+    recipe = recipe_from_values(manifest.precision, manifest.recipe, "the manifest's recipe")
+    is_rounded = any(part.activations for part in recipe.parts.values())
+    return GRAPH_ROUNDED if is_rounded else GRAPH_FP32
 
 
 def _one_line(error: Exception) -> str:

@@ -1,12 +1,13 @@
-"""`compile`: export, build and verify in one run that can be stopped and goes on."""
+"""`compile`: export or calibrate, build and verify in one run that can be stopped and goes on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import options, output, progress, summary
-from .flag_groups import ExportFlags, LimitFlags, with_flag_groups
+from .flag_groups import CalibrationFlags, ExportFlags, LimitFlags, with_flag_groups
 
 if TYPE_CHECKING:
+    from calibration.stage import CalibrateOptions
     from engines.build import BuildOptions
     from export.checkpoint.reader import Checkpoint
     from export.stage import ExportOptions
@@ -20,20 +21,26 @@ def compile_checkpoint(
     *,
     target: options.TargetOption = "cpu",
     wanted: ExportFlags,
+    samples: CalibrationFlags,
     limits: LimitFlags,
     json: options.JsonOption = False,
 ) -> None:
-    """Export, build and verify in one run.
+    """Export, calibrate, build and verify in one run.
 
-    A run that was stopped goes on where it was.
+    A quantised recipe is calibrated on conversations (--data), and its loss against fp32 is
+    measured and printed. A run that was stopped goes on where it was.
     """
     source = wanted.open(checkpoint)
     sizes = limits.make_options()
     _check_build(source, target, sizes)
-    manifest = _run_stages(source, artifact, wanted.make_options(), target, sizes)
+    chosen = wanted.make_options()
+    calibration = samples.make_options(chosen) if chosen.recipe.is_quantised else None
+    manifest = _run_stages(source, artifact, chosen, calibration, target, sizes)
     errors: dict[str, float] = dict(manifest.parity[target])
     largest = {"largest_error": max(errors.values())}
-    output.facts({**summary.artifact_summary(artifact, manifest), **largest}, as_json=json)
+    price: dict[str, float] = dict(manifest.prices.get(target, {}))
+    facts = {**summary.artifact_summary(artifact, manifest), **largest, **price}
+    output.facts(facts, as_json=json)
     question = "What is in this picture?"
     output.note(f"next: {summary.command_text('run', artifact, '--image', 'PICTURE', question)}")
 
@@ -49,14 +56,21 @@ def _run_stages(
     source: "Checkpoint",
     folder: Path,
     wanted: "ExportOptions",
+    calibration: "CalibrateOptions | None",
     target: str,
     sizes: "BuildOptions",
 ) -> "Manifest":
+    from calibration.stage import Conversations, calibrate_checkpoint
     from calibration.verify import verify_artifact
     from engines.build import build_target
     from export.stage import export_checkpoint
 
     with progress.showing() as report:
-        export_checkpoint(source, folder, wanted, report)
+        held_out = None
+        if calibration is None:
+            export_checkpoint(source, folder, wanted, report)
+        else:
+            calibrate_checkpoint(source, folder, calibration, report)
+            held_out = Conversations.load(calibration.data).held_out
         build_target(folder, target, sizes, report)
-        return verify_artifact(folder, target, report)
+        return verify_artifact(folder, target, report, held_out=held_out)

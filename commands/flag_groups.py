@@ -9,12 +9,15 @@ The command line sees the fields of `LimitFlags` as flags of their own.
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from runtime.errors import InputError
 
 from . import options
 
 if TYPE_CHECKING:
+    from calibration.stage import CalibrateOptions
     from engines.build import BuildOptions
     from export.checkpoint.reader import Checkpoint
     from export.stage import ExportOptions
@@ -40,10 +43,55 @@ class ExportFlags:
 
     def make_options(self) -> "ExportOptions":
         """Turn the flags into what the export takes."""
+        from export.recipe.reading import load_recipe
         from export.stage import ExportOptions
 
         layers = options.layers_from_text(self.layers)
-        return ExportOptions(recipe=self.recipe, layers=layers, taps=self.taps)
+        return ExportOptions(recipe=load_recipe(self.recipe), layers=layers, taps=self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationFlags:
+    """Which conversations calibrate a quantised recipe, and what the gate demands."""
+
+    data: options.DataOption = None
+    held_out: options.HeldOutOption = None
+    data_prompt: options.DataPromptOption = None
+    max_samples: options.MaxSamplesOption = None
+    max_held_out: options.MaxHeldOutOption = 100
+    data_seed: options.DataSeedOption = 0
+    min_tokens_per_expert: options.MinTokensPerExpertOption = 32
+    max_fallback_experts: options.MaxFallbackExpertsOption = 0.05
+    budget: options.BudgetOption = None
+
+    def make_options(self, wanted: "ExportOptions") -> "CalibrateOptions":
+        """Turn the flags into what the calibration takes.
+
+        Raises:
+            InputError: there is no data, or the budget is malformed.
+        """
+        from calibration.gate import GateLimits, parse_budget
+        from calibration.stage import CalibrateOptions, DataOptions
+
+        if self.data is None:
+            raise InputError(
+                f"recipe {wanted.recipe.name} is quantised: give conversations with --data"
+            )
+        data = DataOptions(
+            data=self.data,
+            held_out=self.held_out,
+            max_samples=self.max_samples,
+            max_held_out=self.max_held_out,
+            seed=self.data_seed,
+        )
+        limits = GateLimits(
+            min_tokens_per_expert=self.min_tokens_per_expert,
+            max_fallback_share=self.max_fallback_experts,
+            budget=parse_budget(self.budget, wanted.recipe.budget) if self.budget else None,
+        )
+        if self.data_prompt is not None:
+            data = replace(data, prompt=self.data_prompt)
+        return CalibrateOptions(export=wanted, data=data, limits=limits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-Recipe = Literal["fp32", "fp16", "bf16"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 ReleaseName = Literal["instruct", "thinking", "thinking-2506"]
 
@@ -38,7 +37,14 @@ ThreadsOption = Annotated[
     typer.Option(min=1, metavar="N", help="Cores to use.", show_default="all that are allowed"),
 ]
 
-RecipeOption = Annotated[Recipe, typer.Option(help="The number format of the weights.")]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE.toml",
+        help="The number format of each part: fp32, fp16, bf16, int8, fp8, int4, nvfp4 ..., "
+        "or a TOML file.",
+    ),
+]
 LayersOption = Annotated[
     str | None,
     typer.Option(
@@ -57,6 +63,57 @@ RevisionOption = Annotated[
         metavar="REVISION",
         help="Branch, tag or commit of a hub id.",
         show_default="the main branch",
+    ),
+]
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SET",
+        help="Conversations to find scales on: a JSONL file, a folder of images, or "
+        "nano-calibration.",
+        show_default="none; a quantised recipe needs one",
+    ),
+]
+HeldOutOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SET",
+        help="Other conversations, to measure the loss on.",
+        show_default="a fifth of --data",
+    ),
+]
+DataPromptOption = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What each image of a folder is asked."),
+]
+MaxSamplesOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Most conversations of --data.", show_default="all"),
+]
+MaxHeldOutOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Most conversations of --held-out.")
+]
+DataSeedOption = Annotated[int, typer.Option(help="Decides which conversations are drawn.")]
+MinTokensPerExpertOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="An expert with fewer tokens is measured by those of its whole layer.",
+    ),
+]
+MaxFallbackExpertsOption = Annotated[
+    float,
+    typer.Option(min=0, max=1, metavar="SHARE", help="Most experts that may be measured so."),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="kl=X,top1=X,em=X",
+        help="The most that may be lost against fp32: mean KL in nats, share of equal first "
+        "tokens, loss of exact match.",
+        show_default="the recipe's",
     ),
 ]
 

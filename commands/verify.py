@@ -14,15 +14,15 @@ def verify(
     A graph is compared with the torch module it was traced from. The error of a graph is max|a
     - b| / max|b| over its outputs. Fails if one is too large.
     """
-    from calibration.tolerances import GRAPH_FP32
-    from calibration.verify import verify_artifact
+    from calibration.verify import tolerance, verify_artifact
 
     with progress.showing() as report:
         manifest = verify_artifact(artifact, target, report)
+    allowed = tolerance(manifest)
     errors: dict[str, float] = dict(manifest.parity[target])
     if json:
-        graphs = {name: {"error": error, "allowed": GRAPH_FP32} for name, error in errors.items()}
+        graphs = {name: {"error": error, "allowed": allowed} for name, error in errors.items()}
         output.json_value({"artifact": str(artifact), "target": target, "graphs": graphs})
         return
-    rows = [(name, f"{error:.1e}", f"{GRAPH_FP32:.0e}") for name, error in errors.items()]
+    rows = [(name, f"{error:.1e}", f"{allowed:.0e}") for name, error in errors.items()]
     output.table(("graph", "error", "allowed"), rows)

@@ -1,8 +1,12 @@
 """Small edits that several passes make: find nodes, widen or register initialisers."""
 
+from typing import TypeVar
+
 import onnx_ir as ir
 
 from runtime.names import DOMAIN
+
+_T = TypeVar("_T")
 
 
 def neutral_nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
@@ -10,8 +14,8 @@ def neutral_nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
     return [node for node in model.graph if node.domain == DOMAIN and node.op_type == op_type]
 
 
-def given(value: ir.Value | None) -> ir.Value:
-    """Return an input that must be there."""
+def given(value: _T | None) -> _T:
+    """Return an input, or the producer of one, that must be there."""
     if value is None:
         raise RuntimeError("a node lacks an input")
     return value

@@ -7,9 +7,10 @@ on; memory stays at about one tensor, however large the model is.
 import importlib.metadata
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -24,21 +25,39 @@ from runtime.prompt.encoder import PromptEncoder
 
 from .checkpoint.reader import Checkpoint
 from .graph.journal import Journal, journal_path, key_of, remove_journal
-from .graph.weights_file import WEIGHTS_FOLDER, bind_weights, lay_out, write_weights
+from .graph.quantise import quantise_graph
+from .graph.weights_file import WEIGHTS_FOLDER, Values, bind_weights, lay_out, write_weights
 from .graphs import DTYPES, EMBEDDING_TENSOR, GraphPlan, plan_graphs
+from .quantised.scales_file import GraphScales
+from .quantised.storage import quantised_inputs, quantised_places, stored_values
+from .recipe.recipe import Recipe
 from .sources import Source, parameter_sources
 from .trace import trace
 
 STAGE = "export"
 GRAPH_FOLDER = "graphs"
+CALIBRATION_FOLDER = "calibration"
+"""What calibration leaves in the artifact; it may be there before the export."""
 _TRACED_WITH = ("torch", "onnx", "onnx-ir", "onnxscript")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A finished calibration: what a quantised recipe needs to be stored."""
+
+    scales: Path
+    """Folder with a file for each graph that is quantised; see `quantised.scales_file`."""
+    record: Mapping[str, Any]
+    """Goes into the manifest."""
+    files: tuple[str, ...] = ()
+    """What calibration leaves in the artifact, relative to its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What to export."""
 
-    recipe: str = "fp32"
+    recipe: Recipe = field(default_factory=lambda: Recipe(name="fp32", base="fp32"))
     layers: tuple[int, ...] | None = None
     """Decoder layers to keep; None means all."""
     taps: bool = False
@@ -59,22 +78,41 @@ class ExportOptions:
 
 @announced(STAGE)
 def export_checkpoint(
-    checkpoint: Checkpoint, folder: Path, options: ExportOptions, progress: Progress = silent
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: ExportOptions,
+    progress: Progress = silent,
+    *,
+    calibrated: Calibrated | None = None,
 ) -> Manifest:
     """Write the neutral artifact; resume or reuse what is already there.
 
+    Args:
+        checkpoint: an open checkpoint.
+        folder: of the artifact.
+        options: what to export.
+        progress: told in bytes of weights.
+        calibrated: the scales of a quantised recipe.
+
     Raises:
         ArtifactError: the folder holds something else.
+        InputError: the recipe is quantised and there are no scales.
         CapacityError: the disk is too small, told before anything is written.
         CheckpointError: a tensor holds values that are not finite in the recipe's type.
     """
     layers = options.checked_layers(checkpoint.config)
-    if options.recipe not in DTYPES:
-        raise InputError(f"recipe {options.recipe!r}: known ones are {', '.join(DTYPES)}")
+    recipe = options.recipe
+    if recipe.is_quantised and calibrated is None:
+        raise InputError(
+            f"recipe {recipe.name} is quantised, and its scales come from samples; "
+            "use `tool.py calibrate` or `tool.py compile`, which do both"
+        )
     PromptEncoder.load(checkpoint.folder, checkpoint.config)  # an artifact must understand text
     inputs = {
         "source": _fingerprint(checkpoint),
-        "recipe": options.recipe,
+        "recipe": recipe.name,
+        "precision": recipe.values(),
+        "calibration": dict(calibrated.record) if calibrated else {},
         "layers": list(layers),
         "taps": options.taps,
         "versions": _versions(),
@@ -83,7 +121,7 @@ def export_checkpoint(
     if finished is not None:
         remove_journal(folder, STAGE)
         return finished
-    return _Export(checkpoint, folder, options, layers, progress).run(key_of(inputs))
+    return _Export(checkpoint, folder, options, layers, calibrated, progress).run(key_of(inputs))
 
 
 class _Export:
@@ -95,21 +133,23 @@ class _Export:
         folder: Path,
         options: ExportOptions,
         layers: Sequence[int],
+        calibrated: Calibrated | None,
         progress: Progress,
     ) -> None:
         self.checkpoint = checkpoint
         self.folder = folder
         self.options = options
         self.layers = tuple(layers)
-        self.dtype = DTYPES[options.recipe]
+        self.calibrated = calibrated
+        self.dtype = DTYPES[options.recipe.base]
         self.plans = plan_graphs(checkpoint.config, self.dtype, layers, taps=options.taps)
         self.embedding = _embedding_source(checkpoint, self.dtype)
-        self.sources = {plan.name: self._sources(plan) for plan in self.plans}
+        self.stored = {plan.name: self._stored(plan) for plan in self.plans}
         self.progress = progress
         self.traced: tuple[str, ir.Model] | None = None
 
     def run(self, key: str) -> Manifest:
-        sizes = {name: _weights_bytes(sources) for name, sources in self.sources.items()}
+        sizes = {name: _weights_bytes(values) for name, values in self.stored.items()}
         sizes[names.EMBEDDING] = _weights_bytes([self.embedding])
         _check_disk(self.folder, sizes)
         with exclusive(self.folder):
@@ -122,8 +162,11 @@ class _Export:
         self.progress(STAGE, done, total)
         for file in self.checkpoint.text_files():
             journal.ensure(f"{MODEL_FOLDER}/{file.name}", partial(_copy, file))
-        for name, sources in {names.EMBEDDING: [self.embedding], **self.sources}.items():
-            journal.ensure(_weights_path(name), partial(write_weights, tensors=sources))
+        for name in self.calibrated.files if self.calibrated else ():
+            journal.ensure(name, _record)
+        stored: dict[str, list[Values]] = {names.EMBEDDING: [self.embedding], **self.stored}
+        for name, values in stored.items():
+            journal.ensure(_weights_path(name), partial(write_weights, tensors=values))
             done += sizes[name]
             self.progress(STAGE, done, total)
         for count, plan in enumerate(self.plans, start=1):
@@ -134,16 +177,29 @@ class _Export:
         journal.close()
         return manifest
 
-    def _sources(self, plan: GraphPlan) -> list[Source]:
-        return parameter_sources(plan.build(), plan.prefix, self.checkpoint)
+    def _stored(self, plan: GraphPlan) -> list[Values]:
+        """List what the graph's weights file holds."""
+        module = plan.build()
+        sources = parameter_sources(module, plan.prefix, self.checkpoint)
+        return stored_values(sources, module, self.options.recipe, self._scales(plan))
+
+    def _scales(self, plan: GraphPlan) -> GraphScales:
+        """Read what calibration found for a graph; nothing where nothing is quantised."""
+        if self.calibrated is None or not quantised_places(plan.build(), self.options.recipe):
+            return GraphScales()
+        return GraphScales.read(self.calibrated.scales / f"{plan.name}.safetensors")
 
     def _write_graph(self, plan: GraphPlan, path: Path) -> FileRecord:
         """Bind one graph to its weights; graphs of one kind are traced once."""
         if self.traced is None or self.traced[0] != plan.kind:
-            self.traced = (plan.kind, trace(plan.build(), plan.spec))
+            module = plan.build()
+            model = trace(module, plan.spec)
+            recipe = self.options.recipe
+            quantise_graph(model, quantised_inputs(module, recipe, self._scales(plan)))
+            self.traced = (plan.kind, model)
         model = self.traced[1]
         model.graph.name = plan.name
-        bind_weights(model.graph, self.sources[plan.name], f"{WEIGHTS_FOLDER}/{plan.name}.bin")
+        bind_weights(model.graph, self.stored[plan.name], f"{WEIGHTS_FOLDER}/{plan.name}.bin")
         write_bytes(path, ir.to_proto(model).SerializeToString(deterministic=True))
         return _record(path)
 
@@ -151,7 +207,9 @@ class _Export:
         vocab_size, width = self.embedding.shape
         return Manifest(
             source=_fingerprint(self.checkpoint),
-            recipe=self.options.recipe,
+            recipe=self.options.recipe.name,
+            precision=self.options.recipe.values(),
+            calibration=dict(self.calibrated.record) if self.calibrated else {},
             layers=self.layers,
             taps=self.options.taps,
             versions=_versions(),
@@ -185,7 +243,8 @@ def _finished(folder: Path, inputs: dict[str, object]) -> Manifest | None:
         )
     journal = journal_path(folder, STAGE)
     begun = (journal.name, journal.name + TEMPORARY_SUFFIX)
-    strangers = [path.name for path in folder.iterdir() if path.name not in begun]
+    ours = (*begun, CALIBRATION_FOLDER, journal_path(folder, "calibrate").name)
+    strangers = [path.name for path in folder.iterdir() if path.name not in ours]
     if strangers and not journal.exists():
         raise ArtifactError(
             f"{folder}: not empty and not an artifact (found {sorted(strangers)[0]!r}); "
@@ -212,8 +271,8 @@ def _embedding_source(checkpoint: Checkpoint, dtype: torch.dtype) -> Source:
     )
 
 
-def _weights_bytes(sources: Sequence[Source]) -> int:
-    return max(place.offset + place.length for place in lay_out(sources).values())
+def _weights_bytes(values: Sequence[Values]) -> int:
+    return max(place.offset + place.length for place in lay_out(values).values())
 
 
 def _check_disk(folder: Path, sizes: Mapping[str, int]) -> None:

@@ -6,7 +6,8 @@
     ├── InputError              messages, images, sampling values of one request
     ├── CapacityError           a prompt, image or batch over the limits, a full disk
     ├── UnsupportedError        a known thing that this toolkit does not do
-    └── NumericError            a non-finite value left the encoder or the head
+    ├── NumericError            a non-finite value left the encoder or the head
+    └── GateError               a calibration that loses or has seen too little
 
 Bugs stay built-in errors. The command line prints a `KimiVLError` as one line and exits with 1.
 """
@@ -40,6 +41,10 @@ class UnsupportedError(KimiVLError):
 
 class NumericError(KimiVLError):
     """A NaN or infinity appeared where only finite numbers are right."""
+
+
+class GateError(KimiVLError):
+    """A calibration saw too little, or its recipe loses more than was allowed."""
 
 
 def describe_problems(where: str, problems: Sequence[str], *, shown: int = 5) -> str:

@@ -4,8 +4,9 @@ from ..lowering import Pass
 from .compute_in_fp32 import ComputeInFloat32
 from .fuse_experts import FuseExperts
 from .tile_vision_attention import TileVisionAttention
+from .widen_fp4 import WidenFP4
 
 
 def passes() -> list[Pass]:
     """Return the passes, to be run in this order."""
-    return [ComputeInFloat32(), FuseExperts(), TileVisionAttention()]
+    return [ComputeInFloat32(), WidenFP4(), FuseExperts(), TileVisionAttention()]

@@ -3,6 +3,8 @@
 The operator takes the K largest of `router_probs` and weighs the experts by their softmax. The
 logarithms of our scores at the chosen experts, and a large negative number elsewhere, make it
 choose the same ones and weigh them by score / sum; the sum is multiplied back afterwards.
+
+Experts whose inner values are rounded keep their neutral bodies: the operator cannot round there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,19 +42,30 @@ class FuseExperts:
     def run(self, lowered: Lowered) -> Lowered:
         """Fuse each pair; gate and up rows are interleaved in new weights."""
         weights = list(lowered.new_weights)
-        for down in neutral_nodes(lowered.model, EXPERTS_DOWN):
+        for down in _fusable(lowered.model):
             weights += _fuse(lowered.model, down)
         for op_type in (EXPERTS_UP, EXPERTS_DOWN):
-            lowered.model.functions.pop((DOMAIN, op_type, ""), None)
+            if not neutral_nodes(lowered.model, op_type):
+                lowered.model.functions.pop((DOMAIN, op_type, ""), None)
         return replace(lowered, new_weights=tuple(weights))
 
     def ensures(self, model: ir.Model) -> str | None:
-        """No expert op is left, and a router feeds each fused one."""
-        left = neutral_nodes(model, EXPERTS_UP) + neutral_nodes(model, EXPERTS_DOWN)
+        """No pair is left that could be fused, and a router feeds each fused one."""
+        left, unfused = _fusable(model), neutral_nodes(model, EXPERTS_DOWN)
         fused = [node for node in model.graph if node.op_type == "MoE"]
-        if left or len(fused) != len(neutral_nodes(model, ROUTER)):
-            return f"{len(left)} expert ops left, {len(fused)} fused"
+        if left or len(fused) + len(unfused) != len(neutral_nodes(model, ROUTER)):
+            return f"{len(left)} pairs left, {len(fused)} fused, {len(unfused)} cannot be"
         return None
+
+
+def _fusable(model: ir.Model) -> list[ir.Node]:
+    """Second halves that read their first half as it is."""
+    downs = neutral_nodes(model, EXPERTS_DOWN)
+    return [node for node in downs if _op_type(given(node.inputs[0]).producer()) == EXPERTS_UP]
+
+
+def _op_type(node: ir.Node | None) -> str | None:
+    return None if node is None else node.op_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +130,12 @@ class _Pair:
 def _fuse(model: ir.Model, down_node: ir.Node) -> list[RelaidExperts]:
     """Replace one pair by `MoE` and return its weights."""
     pair, graph = _Pair.of(down_node), model.graph
-    stem = str(stored_initializer(pair.gate).name).rpartition(".")[0]
-    fc1 = RelaidExperts(name=f"{stem}.fc1", parts=(_data(pair.gate), _data(pair.up)))
-    fc2 = RelaidExperts(name=f"{stem}.fc2", parts=(_data(pair.down),))
-    weights = [_register(graph, relaid, pair.gate.dtype) for relaid in (fc1, fc2)]
     tape = ir.tape.Tape()
-    logits = _router_logits(tape, pair, num_experts=fc1.shape[0])
+    if _op_type(pair.gate.producer()) in (None, "Cast"):
+        made, weights = _relay_stored(graph, pair)
+    else:
+        made, weights = [], _relay_computed(tape, pair)
+    logits = _router_logits(tape, pair, num_experts=static_size(pair.gate, 0))
     attributes: dict[str, int | float | str] = {
         "k": static_size(pair.experts, 1),
         "activation_type": "swiglu",
@@ -141,9 +154,31 @@ def _fuse(model: ir.Model, down_node: ir.Node) -> list[RelaidExperts]:
     graph.opset_imports[_MICROSOFT] = 1
     ir.convenience.replace_all_uses_with(old, scaled)
     graph.remove([pair.down_node, pair.up_node], safe=True)
-    for value in (pair.gate, pair.up, pair.down):
-        drop_if_unused(graph, value)
-    return [fc1, fc2]
+    if made:
+        for value in (pair.gate, pair.up, pair.down):
+            drop_if_unused(graph, value)
+    return made
+
+
+def _relay_stored(graph: ir.Graph, pair: _Pair) -> tuple[list[RelaidExperts], list[ir.Value]]:
+    """Store the weights anew in the operator's order."""
+    stem = str(stored_initializer(pair.gate).name).rpartition(".")[0]
+    fc1 = RelaidExperts(name=f"{stem}.fc1", parts=(_data(pair.gate), _data(pair.up)))
+    fc2 = RelaidExperts(name=f"{stem}.fc2", parts=(_data(pair.down),))
+    return [fc1, fc2], [_register(graph, relaid, pair.gate.dtype) for relaid in (fc1, fc2)]
+
+
+def _relay_computed(tape: ir.tape.Tape, pair: _Pair) -> list[ir.Value]:
+    """Turn what quantised weights mean; ONNX Runtime does it once, at load."""
+    experts, inputs, outputs = (static_size(pair.gate, axis) for axis in range(3))
+    turned = [
+        tape.op("Transpose", [value], {"perm": [0, 2, 1]})
+        for value in (pair.gate, pair.up, pair.down)
+    ]
+    columns = [tape.op("Unsqueeze", [value, _ints(tape, [2])]) for value in turned[:2]]
+    beside = tape.op("Concat", columns, {"axis": 2})  # (E, out, 2, in)
+    shape = _ints(tape, [experts, 2 * outputs, inputs])
+    return [tape.op("Reshape", [beside, shape]), turned[2]]
 
 
 def _router_logits(tape: ir.tape.Tape, pair: _Pair, *, num_experts: int) -> ir.Value:

@@ -1,8 +1,8 @@
 """The committed question sets: how they are drawn, written and read.
 
 Form: a folder of PNG files and `questions.jsonl`, one object in a line, with `messages` in the form
-of the OpenAI API (picture paths relative to the file), the expected `answer`, the whole `reply` with
-its derivation (calibration runs over it), and the `kind`.
+of the OpenAI API (picture paths relative to the file), the expected `answer`, the whole `reply`
+with its derivation (calibration runs over it), and the `kind`.
 """
 
 import hashlib

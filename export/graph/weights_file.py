@@ -94,12 +94,17 @@ def bind_weights(graph: ir.Graph, tensors: Sequence[Values], location: str) -> N
     """Point the graph's initialisers at a weights file.
 
     Args:
-        graph: has a registered initialiser for each tensor.
-        tensors: the same, in the same order, as were written.
+        graph: has a registered initialiser for each tensor that it needs.
+        tensors: the same, in the same order, as were written; the graph may do without some.
         location: the file, relative to the folder of the graph.
+
+    Raises:
+        RuntimeError: an initialiser is left without values.
     """
     places = lay_out(tensors)
     for tensor in tensors:
+        if tensor.name not in graph.initializers:
+            continue
         place = places[tensor.name]
         graph.initializers[tensor.name].const_value = ir.ExternalTensor(
             location,
@@ -110,3 +115,6 @@ def bind_weights(graph: ir.Graph, tensors: Sequence[Values], location: str) -> N
             name=tensor.name,
             base_dir="",
         )
+    empty = [name for name, value in graph.initializers.items() if value.const_value is None]
+    if empty:
+        raise RuntimeError(f"{graph.name}: initialisers without values: {empty[:5]}")

@@ -106,6 +106,15 @@ class Gate(nn.Module):
         self.e_score_correction_bias = nn.Parameter(torch.empty(config.num_experts))
 
 
+class Port(nn.Module):
+    """Hands on what meets the experts; a place where calibration can look at it or round it."""
+
+    def forward(self, x: Tensor, experts: Tensor) -> Tensor:
+        """Return x, (N, ...); `experts` (N, K) int64 says who reads which row."""
+        del experts
+        return x
+
+
 class Experts(nn.Module):
     """All routed experts of a layer, stacked."""
 
@@ -116,6 +125,8 @@ class Experts(nn.Module):
         self.gate_proj = nn.Parameter(torch.empty(up, dtype=dtype))
         self.up_proj = nn.Parameter(torch.empty(up, dtype=dtype))
         self.down_proj = nn.Parameter(torch.empty(down, dtype=dtype))
+        self.up_input = Port()
+        self.down_input = Port()
 
 
 class Taps(NamedTuple):
@@ -151,7 +162,9 @@ class MoE(nn.Module):
             scale=c.routed_scale,
             normalize=c.normalize_scores,
         )
-        inner = experts_up(flat, experts, self.experts.gate_proj, self.experts.up_proj)
+        seen = self.experts.up_input(flat, experts)
+        inner = experts_up(seen, experts, self.experts.gate_proj, self.experts.up_proj)
+        inner = self.experts.down_input(inner, experts)  # (N, K, I)
         routed = experts_down(inner, experts, scores, self.experts.down_proj)
         return routed.reshape(x.shape) + self.shared_experts(x), experts, scores
 

@@ -15,7 +15,7 @@ from ..errors import ArtifactError, KimiVLError
 from ..files import resolve_inside, write_bytes
 from ..limits import Limits
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 MAX_COUNT = (1 << 31) - 1
 """No number of tokens, slots, patches, rows or layers is larger."""
@@ -75,6 +75,9 @@ class Manifest:
     source: Mapping[str, Any]
     """Fingerprint of the checkpoint."""
     recipe: str
+    """Its name."""
+    precision: Mapping[str, Any]
+    """What the recipe says, in the form of its file: `base` and `parts`."""
     layers: tuple[int, ...]
     """Decoder layers that were exported, in order."""
     taps: bool
@@ -88,6 +91,10 @@ class Manifest:
     targets: Mapping[str, TargetRecord] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     """Figures of `verify`: stage to graph to error."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """Data, gate and price of a quantised recipe; empty for others. See docs/quantisation.md."""
+    prices: Mapping[str, Any] = field(default_factory=dict)
+    """What each target of a quantised artifact loses against fp32: target to figure to value."""
     format: int = FORMAT
 
     def with_target(
@@ -95,16 +102,22 @@ class Manifest:
     ) -> "Manifest":
         """Add or replace one target; its old figures no longer hold and go."""
         parity = {stage: value for stage, value in self.parity.items() if stage != name}
+        prices = {stage: value for stage, value in self.prices.items() if stage != name}
         return replace(
             self,
             targets={**self.targets, name: target},
             files={**self.files, **files},
             parity=parity,
+            prices=prices,
         )
 
     def with_parity(self, stage: str, figures: Mapping[str, Any]) -> "Manifest":
         """Note what `verify` measured for one stage."""
         return replace(self, parity={**self.parity, stage: dict(figures)})
+
+    def with_price(self, target: str, figures: Mapping[str, float]) -> "Manifest":
+        """Note what a target loses against fp32."""
+        return replace(self, prices={**self.prices, target: dict(figures)})
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` as a whole."""
@@ -258,6 +271,7 @@ def _from_fields(value: dict[str, Any]) -> Manifest:
     return Manifest(
         source=fields.get("source", dict),
         recipe=fields.get("recipe", str),
+        precision=fields.get("precision", dict),
         layers=fields.counts("layers", minimum=0),
         taps=fields.get("taps", bool),
         versions=fields.child("versions").text_map(),
@@ -266,6 +280,8 @@ def _from_fields(value: dict[str, Any]) -> Manifest:
         files={name: _file(record) for name, record in fields.child("files").children()},
         targets={name: _target(record) for name, record in fields.child("targets").children()},
         parity={name: record.numbers() for name, record in fields.child("parity").children()},
+        calibration=fields.get("calibration", dict),
+        prices={name: record.numbers() for name, record in fields.child("prices").children()},
     )
 
 

@@ -33,6 +33,8 @@ def open_session(
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # shapes change at every step
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # A graph means what it says: no fusion of its own may round where the recipe does not.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Weights stored in 16 bits are widened once, at load, however large they are (0: no limit).
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "0")
     options.add_session_config_entry(

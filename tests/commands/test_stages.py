@@ -155,12 +155,10 @@ def test_a_terminal_gets_a_bar_for_each_stage_on_stderr(
     assert {("export", "75"), ("build", "100")} <= shown
 
 
-def test_the_recipes_and_dtypes_of_the_flags_are_those_that_exist() -> None:
-    from export.graphs import DTYPES as RECIPES
+def test_the_choices_of_the_flags_are_those_that_exist() -> None:
     from export.synthetic.tensors import DTYPES
     from runtime.generation.releases import RELEASES
 
-    assert set(options.Recipe.__args__) == set(RECIPES)  # type: ignore[attr-defined]  # of a Literal
     assert set(options.Dtype.__args__) == set(DTYPES)  # type: ignore[attr-defined]  # of a Literal
     names = {release.name for release in RELEASES}
     assert set(options.ReleaseName.__args__) == names  # type: ignore[attr-defined]  # of a Literal

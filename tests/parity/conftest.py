@@ -12,6 +12,7 @@ from PIL import Image
 
 from engines.build import BuildOptions, build_target
 from export.checkpoint.reader import Checkpoint
+from export.recipe.reading import load_recipe
 from export.stage import ExportOptions, export_checkpoint
 from export.synthetic.folder import write_synthetic
 from runtime import Prompt, Session
@@ -47,7 +48,7 @@ def compile_model(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     @cache
     def compiled(name: str, recipe: str) -> Compiled:
         artifact = root / f"{name}-{recipe}"
-        options = ExportOptions(recipe=recipe, taps=True)
+        options = ExportOptions(recipe=load_recipe(recipe), taps=True)
         export_checkpoint(Checkpoint.open(checkpoint(name)), artifact, options)
         build = BuildOptions(
             max_tokens=MAX_TOKENS, max_slots=MAX_SLOTS, prefill_chunk=PREFILL_CHUNK

@@ -20,15 +20,15 @@ TOO_DEEP = b"[" * 100_000
 NOT_MANIFESTS = {
     "nothing": (b"", "not readable as JSON"),
     "no JSON": (b"weights: none", "not readable as JSON"),
-    "half of it": (b'{"format": 1, "files": {', "not readable as JSON"),
+    "half of it": (b'{"format": 2, "files": {', "not readable as JSON"),
     "no text": (b"\xff\xfe\x00", "not readable as JSON"),
     "endless brackets": (TOO_DEEP, "not readable as JSON"),
     "a number of many digits": (b'{"format": ' + b"9" * 5000 + b"}", "not readable as JSON"),
-    "a list": (b"[1]", "format 'list', expected 1"),
-    "another format": (b'{"format": 2}', "format 2, expected 1"),
-    "a format that only looks like one": (b'{"format": true}', "format True, expected 1"),
-    "no format": (b"{}", "format None, expected 1"),
-    "a format alone": (b'{"format": 1}', "malformed manifest: `source` is missing"),
+    "a list": (b"[1]", "format 'list', expected 2"),
+    "another format": (b'{"format": 1}', "format 1, expected 2"),
+    "a format that only looks like one": (b'{"format": true}', "format True, expected 2"),
+    "no format": (b"{}", "format None, expected 2"),
+    "a format alone": (b'{"format": 2}', "malformed manifest: `source` is missing"),
 }
 
 

@@ -1,0 +1,82 @@
+"""What a recipe changes in one graph: weights, outputs, choice of experts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.modules.decoder import Taps
+from export.quantised.scales_file import GraphScales
+from export.quantised.storage import meaning, quantised_places
+from export.recipe.recipe import Recipe
+from export.sources import Source
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Sums over the judged samples."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """|Q(W) - W| / |W| of each quantised parameter."""
+    lost: float = 0.0
+    total: float = 0.0
+    same_experts: int = 0
+    num_experts: int = 0
+    flipped_margins: list[Tensor] = field(default_factory=list)
+    is_finite: bool = True
+
+    def add(self, found: Tensor, wanted: Tensor) -> None:
+        """Take one item's outputs in."""
+        self.lost += float((found - wanted).double().square().sum())
+        self.total += float(wanted.double().square().sum())
+        self.is_finite &= bool(torch.isfinite(found).all())
+
+    def add_taps(self, found: Taps | None, wanted: Taps | None) -> None:
+        """Take one item's choice of experts in."""
+        if found is None or wanted is None:
+            return
+        same = (found.experts[..., None] == wanted.experts[..., None, :]).any(dim=-1)
+        self.same_experts += int(same.sum())
+        self.num_experts += same.numel()
+        self.flipped_margins.append(wanted.margin[~same.all(dim=-1)])
+
+    def figures(self) -> dict[str, Any]:
+        """`error` (root of the relative square error), `weights`, perhaps `experts`."""
+        found: dict[str, Any] = {"is_finite": self.is_finite, "weights": self.weights}
+        if self.total:
+            found["error"] = _short((self.lost / self.total) ** 0.5)
+        if self.num_experts:
+            margins = torch.cat(self.flipped_margins)
+            found["experts"] = {
+                "agreement": _short(self.same_experts / self.num_experts),
+                "flipped_tokens": len(margins),
+                "flip_margin": _short(float(margins.mean())) if len(margins) else None,
+            }
+        return found
+
+
+def weight_errors(
+    module: nn.Module, sources: Sequence[Source], recipe: Recipe, scales: GraphScales
+) -> dict[str, float]:
+    """Fill a module with what a recipe makes of its parameters; returns each one's error."""
+    forms = {place.parameter: part for place, part in quantised_places(module, recipe)}
+    errors: dict[str, float] = {}
+    for source in sources:
+        parameter = module.get_parameter(source.name)
+        part = forms.get(source.name)
+        with torch.no_grad():
+            parameter.copy_(meaning(source, scales, part.weights if part else None))
+        if part is not None:
+            factor = scales.factors.get(source.name)
+            plain = source.value().float() * (1.0 if factor is None else factor)
+            size = plain.norm().clamp_min(torch.finfo(torch.float32).tiny)
+            lost = (parameter.detach() - plain).norm() / size
+            errors[source.name] = _short(float(lost))
+    return errors
+
+
+def _short(value: float) -> float:
+    """Six significant digits: the same on machines that add in another order."""
+    return float(f"{value:.6g}")

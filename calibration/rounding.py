@@ -1,0 +1,74 @@
+"""A torch module that computes what a quantised graph means.
+
+Weights are replaced by what their codes mean; what meets them is rounded on the way. Everything
+else stays fp32, as on the CPU.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from export.quantised.codes import LARGEST, round_to
+from export.quantised.matrix import storable
+from export.quantised.storage import quantised_places
+from export.recipe.recipe import ActivationFormat, Recipe
+
+_BLOCK = 16
+
+
+def round_inputs(
+    module: nn.Module, recipe: Recipe, input_scales: Mapping[str, Tensor], base: torch.dtype
+) -> list[RemovableHandle]:
+    """Round what meets quantised parameters, as the recipe says, until the handles are removed.
+
+    Args:
+        module: one of `export.modules`.
+        recipe: the recipe.
+        input_scales: by parameter; needed for static formats and NVFP4.
+        base: type of dynamic scales.
+    """
+    done: set[str] = set()
+    handles = []
+    for place, part in quantised_places(module, recipe):
+        if part.activations is None or place.port is None or place.port in done:
+            continue
+        done.add(place.port)
+        rounding = _rounding(part.activations, input_scales.get(place.reads_with), base)
+        port = module.get_submodule(place.port)
+        handles.append(port.register_forward_pre_hook(_replacing_first(rounding)))
+    return handles
+
+
+def _replacing_first(
+    rounding: Callable[[Tensor], Tensor],
+) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    return lambda _, inputs: (rounding(inputs[0]), *inputs[1:])
+
+
+def _rounding(
+    form: ActivationFormat, scale: Tensor | None, base: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    if form.scale == "dynamic" and form.codes != "nvfp4":
+        return lambda x: _to_step(x, storable(x.abs().amax() / LARGEST[form.codes], base), form)
+    if scale is None:
+        raise RuntimeError(f"{form}: no scale was found")
+    fixed = scale
+    if form.codes == "nvfp4":
+        return lambda x: round_to_fp4(x, fixed)
+    return lambda x: _to_step(x, fixed, form)
+
+
+def _to_step(x: Tensor, scale: Tensor, form: ActivationFormat) -> Tensor:
+    step = scale.float()
+    return round_to(x / step, form.codes) * step
+
+
+def round_to_fp4(x: Tensor, whole: Tensor) -> Tensor:
+    """Round to NVFP4: FP8 scales for each 16 channels, times one fixed number."""
+    blocks = x.reshape(*x.shape[:-1], -1, _BLOCK)
+    wanted = blocks.abs().amax(dim=-1, keepdim=True) / LARGEST["nvfp4"] / whole
+    factor = round_to(wanted, "fp8") * whole
+    quotient = torch.where(factor == 0, torch.zeros_like(blocks), blocks / factor)
+    return (round_to(quotient, "nvfp4") * factor).reshape(x.shape)

@@ -1,0 +1,62 @@
+"""What calibration found for one graph, in one safetensors file.
+
+Tensors by parameter: `NAME#step` and `NAME#whole` (scales of the codes), `NAME#input` (scale of
+what meets it, one number), and for any parameter, quantised or not, `NAME#factor` (balancing: a
+factor that is multiplied in before anything else, of a shape that broadcasts).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from runtime.artifact.manifest import FileRecord
+from runtime.files import sha256_of, write_bytes
+
+from .matrix import Scales
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphScales:
+    """Everything found for one graph; keys are names of parameters."""
+
+    weights: Mapping[str, Scales] = field(default_factory=dict)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """() in the base type; for NVFP4 fp32, the whole tensor's factor."""
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def write(self, path: Path) -> FileRecord:
+        """Write the file; the same scales give the same bytes."""
+        tensors: dict[str, Tensor] = {}
+        for name, scales in self.weights.items():
+            tensors[f"{name}#step"] = scales.step
+            if scales.whole is not None:
+                tensors[f"{name}#whole"] = scales.whole
+        tensors |= {f"{name}#input": value for name, value in self.inputs.items()}
+        tensors |= {f"{name}#factor": value for name, value in self.factors.items()}
+        write_bytes(path, save({name: x.contiguous() for name, x in sorted(tensors.items())}))
+        return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+
+    @classmethod
+    def read(cls, path: Path) -> "GraphScales":
+        """Read what `write` wrote."""
+        tensors = load_file(path)
+
+        def named(suffix: str) -> dict[str, Tensor]:
+            return {
+                name.removesuffix(suffix): tensor
+                for name, tensor in tensors.items()
+                if name.endswith(suffix)
+            }
+
+        wholes = named("#whole")
+        return cls(
+            weights={
+                name: Scales(step=step, whole=wholes.get(name))
+                for name, step in named("#step").items()
+            },
+            inputs=named("#input"),
+            factors=named("#factor"),
+        )

@@ -1,0 +1,1 @@
+"""Recipes: which part of the model is kept in which number format."""

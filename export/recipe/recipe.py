@@ -1,0 +1,134 @@
+"""What a recipe says: for each part of the model the format of its weights and activations.
+
+A recipe is data. The named ones are the TOML files beside this one, own ones have the same form.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Part = Literal[
+    "vision",
+    "projector",
+    "attention",
+    "kv_b",
+    "dense_mlp",
+    "experts",
+    "shared_experts",
+    "head",
+]
+PARTS: tuple[Part, ...] = Part.__args__  # type: ignore[attr-defined]  # of a Literal
+"""Parts whose matrices a recipe may quantise, in the order of the data.
+
+Everything else stays in the base type: norms, biases, position table, embedding, the rotated keys
+and the softmax; the router stays in fp32.
+"""
+
+BASES = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFormat:
+    """How a matrix is stored: its codes, and how many inputs share a scale."""
+
+    codes: Literal["int8", "int4", "fp8", "nvfp4"]
+    group: int | None = None
+    """Inputs of one output that share a scale; None: all of them (one scale for each output)."""
+
+    def __str__(self) -> str:
+        """Name for tables: `int4/128`."""
+        return self.codes if self.group is None else f"{self.codes}/{self.group}"
+
+    @property
+    def bits(self) -> int:
+        """Size of one code."""
+        return 4 if self.codes in ("int4", "nvfp4") else 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationFormat:
+    """How what meets a matrix is rounded, one scale for the whole tensor."""
+
+    codes: Literal["int8", "fp8", "nvfp4"]
+    scale: Literal["static", "dynamic"] = "static"
+    """Static: found by calibration; dynamic: of each tensor's own maximum. NVFP4 is dynamic."""
+    observer: Literal["max", "percentile", "mse"] = "max"
+    """How calibration chooses a static scale."""
+
+    def __str__(self) -> str:
+        """Name for tables: `int8 static`."""
+        return f"{self.codes} {self.scale}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecipe:
+    """One part: formats, and what calibration may change to lose less."""
+
+    weights: WeightFormat
+    activations: ActivationFormat | None = None
+    balance: Literal["none", "smooth", "activation-aware"] = "none"
+    """Scaling of input channels, taken back in the layer before: so that activations become easier
+    (SmoothQuant) or weights that meet large inputs finer (AWQ)."""
+    strength: float = 0.5
+    """The exponent of `smooth`; `activation-aware` searches its own."""
+    clip: bool = False
+    """Search for scales below the largest weight that lose less where inputs are large."""
+
+    def values(self) -> dict[str, Any]:
+        """Give what is not a default in the form of a recipe's file."""
+        found: dict[str, Any] = {"weights": self.weights.codes}
+        if self.weights.group is not None and self.weights.codes != "nvfp4":
+            found["group"] = self.weights.group
+        if self.activations is not None:
+            found["activations"] = self.activations.codes
+            if self.activations.codes != "nvfp4":
+                found["scale"] = self.activations.scale
+            found["observer"] = self.activations.observer
+        if self.balance != "none":
+            found |= {"balance": self.balance, "strength": self.strength}
+        return found | ({"clip": True} if self.clip else {})
+
+    def __str__(self) -> str:
+        """Name for tables: `int8 x int8 static`."""
+        return f"{self.weights} x {self.activations}" if self.activations else str(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The most that a recipe may lose against fp32 on held-out samples."""
+
+    kl: float = 0.05
+    """Mean Kullback-Leibler divergence of the next token's distribution, in nats."""
+    top1: float = 0.95
+    """Share of stable positions with the same most likely token."""
+    exact_match: float = 0.03
+    """Loss of exact match, where answers are known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole recipe."""
+
+    name: str
+    summary: str = ""
+    base: str = "bf16"
+    """Type of everything that is not quantised, and of scales: one of `BASES`."""
+    parts: Mapping[Part, PartRecipe] = field(default_factory=dict)
+    """Parts that are left out stay in the base type."""
+    budget: Budget = Budget()
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether any part is."""
+        return bool(self.parts)
+
+    def values(self) -> dict[str, Any]:
+        """Give `base` and `parts` in the form of a recipe's file."""
+        return {
+            "base": self.base,
+            "parts": {name: part.values() for name, part in self.parts.items()},
+        }
+
+    def text(self, part: Part) -> str:
+        """Name a part's format for tables."""
+        return str(self.parts[part]) if part in self.parts else self.base
