@@ -32,11 +32,12 @@ class GateLimits:
         return {**asdict(self), "budget": budget, "overridden": self.overrides()}
 
 
-_BUDGET_NAMES = {"kl": "kl", "top1": "top1", "em": "exact_match"}
+_BUDGET_NAMES = {"kl": ("kl", 1.0), "top1": ("top1", 1.0), "em": ("exact_match", 0.01)}
+"""On the command line: the field, and what a number given for it is multiplied by."""
 
 
 def parse_budget(text: str, base: Budget) -> Budget:
-    """Read `kl=0.02,top1=0.97,em=0.01`; what is left out stays as in `base`.
+    """Read `kl=0.02,top1=0.97,em=1.0` (em in points); what is left out stays as in `base`.
 
     Raises:
         InputError: another name, or no number.
@@ -45,10 +46,11 @@ def parse_budget(text: str, base: Budget) -> Budget:
     for word in text.split(","):
         name, _, number = word.strip().partition("=")
         try:
-            values[_BUDGET_NAMES[name]] = float(number)
+            key, factor = _BUDGET_NAMES[name]
+            values[key] = float(number) * factor
         except (KeyError, ValueError) as error:
             raise InputError(
-                f"budget {word.strip()!r}: expected kl=NATS, top1=SHARE or em=LOSS, "
+                f"budget {word.strip()!r}: expected kl=NATS, top1=SHARE or em=POINTS, "
                 "several of them with commas between"
             ) from error
     return replace(base, **values)
@@ -73,9 +75,7 @@ def check_stats(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) ->
     found = {graph: one["recipes"].get(recipe.name, {}) for graph, one in stats.items()}
     broken = [graph for graph, one in found.items() if one and not one["is_finite"]]
     problems = [f"values that are not finite behind {', '.join(broken)}"] if broken else []
-    problems += _check_experts(recipe, stats, limits)
-    price = found.get("head", {}).get("price")
-    return problems + (_check_price(price, limits.budget or recipe.budget) if price else [])
+    return problems + _check_experts(recipe, stats, limits) + check_price(recipe, stats, limits)
 
 
 def _check_experts(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) -> list[str]:
@@ -98,8 +98,12 @@ def _check_experts(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits)
     ]
 
 
-def _check_price(price: Mapping[str, Any], budget: Budget) -> list[str]:
-    problems = []
+def check_price(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) -> list[str]:
+    """Name where a recipe loses more than its budget."""
+    price = stats["head"]["recipes"].get(recipe.name, {}).get("price")
+    if price is None:
+        return []
+    budget, problems = limits.budget or recipe.budget, []
     if price["kl_mean"] > budget.kl:
         problems.append(f"mean KL {price['kl_mean']:.4f} is over the budget of {budget.kl:g}")
     if price["top1"] < budget.top1:

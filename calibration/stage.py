@@ -5,45 +5,34 @@ final format.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from export.checkpoint.reader import Checkpoint
 from export.graph.journal import Journal, key_of, remove_journal
+from export.recipe.reading import recipe_from_values
+from export.recipe.recipe import Recipe
 from export.stage import CALIBRATION_FOLDER, Calibrated, ExportOptions, export_checkpoint
 from runtime import __version__
 from runtime.artifact.manifest import FILE_NAME, Manifest
 from runtime.errors import ArtifactError, GateError, InputError, describe_problems
 from runtime.files import announced, exclusive, sha256_of, write_bytes
 from runtime.progress import Progress, silent
-from runtime.prompt.encoder import PromptEncoder
 
-from .examples import Example
-from .gate import GateLimits, check_data, check_stats
+from .auto import table
+from .conversations import Conversations, DataOptions
+from .gate import GateLimits, check_data, check_price, check_stats
 from .runs import Samples
-from .samples import DEFAULT_PROMPT, content_hash, draw, encode, load_conversations
+from .samples import content_hash
+from .search import Search
 from .streaming import STAGE, Pass
 
 QUALITY_FILE = "quality.json"
-DEFAULT_MAX_TOKENS = 8192
+REFERENCE_FILE = "reference.safetensors"
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which conversations are observed, and which are judged."""
-
-    data: str
-    """A built-in set, a JSONL file, or a folder of images."""
-    held_out: str | None = None
-    """The same; no conversation may be in both. None: a fifth of `data` is kept for it."""
-    prompt: str = DEFAULT_PROMPT
-    """What images of a folder are asked."""
-    max_samples: int | None = None
-    max_held_out: int = 100
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    seed: int = 0
+Stats = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,51 +42,6 @@ class CalibrateOptions:
     export: ExportOptions
     data: DataOptions
     limits: GateLimits = field(default_factory=GateLimits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversations:
-    """Both sets, drawn and read."""
-
-    observed: Sequence[Example]
-    held_out: Sequence[Example]
-
-    @classmethod
-    def load(cls, options: DataOptions) -> "Conversations":
-        """Read and shuffle; refuse sets that overlap.
-
-        Raises:
-            InputError: a set cannot be used, or both hold the same conversation.
-        """
-        observed = draw(load_conversations(options.data, options.prompt), None, options.seed)
-        if options.held_out is None:
-            count = min(options.max_held_out, len(observed) // 5)
-            held_out, observed = observed[:count], observed[count:]
-        else:
-            held_out = load_conversations(options.held_out, options.prompt)
-            held_out = draw(held_out, options.max_held_out, options.seed)
-        observed = observed[: options.max_samples]
-        if not observed or not held_out:
-            raise InputError(
-                f"{options.data}: {len(observed) + len(held_out)} conversations are too few; "
-                "give at least 5, or a set of its own with --held-out"
-            )
-        both = {content_hash([one]) for one in observed} & {content_hash([one]) for one in held_out}
-        if both:
-            raise InputError(
-                f"{len(both)} conversations are both observed and held out; "
-                "what is observed cannot judge"
-            )
-        return cls(observed=observed, held_out=held_out)
-
-    def encode(self, checkpoint: Checkpoint, max_tokens: int) -> Samples:
-        """Turn both into ids and patches."""
-        prompts = PromptEncoder.load(checkpoint.folder, checkpoint.config)
-        observed, held_out = (
-            [encode(one, prompts, max_tokens) for one in some]
-            for some in (self.observed, self.held_out)
-        )
-        return Samples(observed=observed, held_out=held_out)
 
 
 @announced(STAGE)
@@ -123,121 +67,170 @@ def calibrate_checkpoint(
             f"recipe {recipe.name} quantises nothing; use `tool.py export` or `tool.py compile`"
         )
     conversations = Conversations.load(options.data)
-    inputs = _inputs(checkpoint, options, conversations)
-    finished = _finished_record(folder, inputs, options)
+    run = _Calibration(checkpoint, folder, options, conversations, progress)
+    finished = run.finished()
     if finished is not None:
-        return _export(checkpoint, folder, options, finished, progress)
-    samples = conversations.encode(checkpoint, options.data.max_tokens)
-    problems = check_data(recipe, samples.observed)
-    if problems:
-        raise GateError(describe_problems(options.data.data, problems))
+        stored = recipe_from_values(finished.precision, finished.recipe, str(folder))
+        return run.export(stored, dict(finished.calibration))
     with exclusive(folder):
-        stats = _run(checkpoint, folder, options, samples, inputs, progress)
-    problems = check_stats(recipe, stats, options.limits)
-    if problems:
-        raise GateError(describe_problems(f"recipe {recipe.name}", problems))
-    record = _record(folder, options, inputs, stats)
-    return _export(checkpoint, folder, options, record, progress)
+        found, record = run.calibrate()
+    return run.export(found, record)
 
 
-def _inputs(
-    checkpoint: Checkpoint, options: CalibrateOptions, conversations: Conversations
-) -> dict[str, Any]:
-    """Everything that scales and price follow from."""
-    return {
-        "source": checkpoint.identity(),
-        "precision": options.export.recipe.values(),
-        "layers": list(options.export.checked_layers(checkpoint.config)),
-        "data": content_hash(conversations.observed),
-        "held_out": content_hash(conversations.held_out),
-        "samples": len(conversations.observed),
-        "held_out_samples": len(conversations.held_out),
-        "max_tokens": options.data.max_tokens,
-        "seed": options.data.seed,
-        "min_tokens_per_expert": options.limits.min_tokens_per_expert,
-        "version": __version__,
-    }
+class _Calibration:
+    """One run of the stage."""
 
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+        options: CalibrateOptions,
+        conversations: Conversations,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self.found = folder / CALIBRATION_FOLDER
+        self.options = options
+        self.conversations = conversations
+        self.progress = progress
+        self.layers = list(options.export.checked_layers(checkpoint.config))
+        self.inputs = self._inputs()
 
-def _run(
-    checkpoint: Checkpoint,
-    folder: Path,
-    options: CalibrateOptions,
-    samples: Samples,
-    inputs: dict[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
-    recipe = options.export.recipe
-    way = Pass(
-        checkpoint=checkpoint,
-        folder=folder / CALIBRATION_FOLDER,
-        samples=samples,
-        recipes=[recipe],
-        layers=inputs["layers"],
-        min_expert_tokens=options.limits.min_tokens_per_expert,
-        progress=progress,
-    )
-    stats = way.run(Journal(folder, STAGE, key_of(inputs)), folder)
-    quality = {"recipe": recipe.name, "precision": recipe.values(), "graphs": stats}
-    content = json.dumps(quality, indent=1, sort_keys=True).encode() + b"\n"
-    write_bytes(way.folder / QUALITY_FILE, content)
-    return stats
+    def _inputs(self) -> dict[str, Any]:
+        """Everything that scales and price follow from."""
+        recipe, data = self.options.export.recipe, self.options.data
+        budget = self.options.limits.record(recipe)["budget"] if recipe.is_searched else None
+        return {
+            "source": self.checkpoint.identity(),
+            "precision": {"searched": budget} if recipe.is_searched else recipe.values(),
+            "layers": self.layers,
+            "data": content_hash(self.conversations.observed),
+            "held_out": content_hash(self.conversations.held_out),
+            "samples": len(self.conversations.observed),
+            "held_out_samples": len(self.conversations.held_out),
+            "max_tokens": data.max_tokens,
+            "seed": data.seed,
+            "min_tokens_per_expert": self.options.limits.min_tokens_per_expert,
+            "version": __version__,
+        }
 
+    def finished(self) -> Manifest | None:
+        """Return the manifest of an artifact that was made of the same.
 
-def _record(
-    folder: Path, options: CalibrateOptions, inputs: dict[str, Any], stats: dict[str, Any]
-) -> dict[str, Any]:
-    """What the manifest says of a calibration that passed."""
-    recipe = options.export.recipe
-    price = dict(stats["head"]["recipes"][recipe.name]["price"])
-    price.pop("samples")
-    scales = sorted((folder / CALIBRATION_FOLDER / "scales" / recipe.name).iterdir())
-    return {
-        "key": key_of(inputs),
-        "data": {
-            name: inputs[name]
-            for name in ("data", "held_out", "samples", "held_out_samples", "seed", "max_tokens")
-        },
-        "gate": options.limits.record(recipe),
-        "price": price,
-        "scales": {path.name: sha256_of(path) for path in scales},
-    }
-
-
-def _finished_record(
-    folder: Path, inputs: dict[str, Any], options: CalibrateOptions
-) -> dict[str, Any] | None:
-    """Take the record from a finished artifact that was made of the same."""
-    if not (folder / FILE_NAME).exists():
-        return None
-    record = dict(Manifest.read(folder).calibration)
-    is_same = record.get("key") == key_of(inputs)
-    if not is_same or record["gate"] != options.limits.record(options.export.recipe):
+        Raises:
+            ArtifactError: it was made of something else.
+        """
+        if not (self.folder / FILE_NAME).exists():
+            return None
+        manifest = Manifest.read(self.folder)
+        record = manifest.calibration
+        gate = self.options.limits.record(self.options.export.recipe)
+        if record.get("key") == key_of(self.inputs) and record["gate"] == gate:
+            return manifest
         raise ArtifactError(
-            f"{folder}: holds an artifact of another calibration; choose another output folder "
-            "or remove this one"
+            f"{self.folder}: holds an artifact of another calibration; choose another output "
+            "folder or remove this one"
         )
-    return record
+
+    def calibrate(self) -> tuple[Recipe, dict[str, Any]]:
+        """Find scales and pass the gate; returns the recipe and its record for the manifest."""
+        recipe, limits = self.options.export.recipe, self.options.limits
+        samples = self.conversations.encode(self.checkpoint, self.options.data.max_tokens)
+        if recipe.is_searched:
+            return self._search(samples)
+        _refuse(self.options.data.data, check_data(recipe, samples.observed))
+        stats = self._run(recipe, samples, [])
+        _refuse(f"recipe {recipe.name}", check_stats(recipe, stats, limits))
+        return recipe, self._record(recipe, stats)
+
+    def _search(self, samples: Samples) -> tuple[Recipe, dict[str, Any]]:
+        """Find the recipe by measurement; a choice that loses too much gives way to a stricter."""
+        limits = self.options.limits
+        search = Search(
+            checkpoint=self.checkpoint,
+            root=self.folder,
+            folder=self.found,
+            samples=samples,
+            layers=self.layers,
+            min_expert_tokens=limits.min_tokens_per_expert,
+            budget=limits.budget or self.options.export.recipe.budget,
+            progress=self.progress,
+        )
+        trials = search.trials(self.inputs)
+        while True:
+            recipe = search.choice(trials)
+            _refuse(self.options.data.data, check_data(recipe, samples.observed))
+            stats = self._run(recipe, samples, table(trials, recipe))
+            if not check_price(recipe, stats, limits):
+                break
+            search.be_stricter()
+            self._forget_run()
+        _refuse(f"recipe {recipe.name}", check_stats(recipe, stats, limits))
+        search.finish()
+        return recipe, self._record(recipe, stats)
+
+    def _run(self, recipe: Recipe, samples: Samples, choices: list[dict[str, Any]]) -> Stats:
+        """Send all samples through the model, and write what was found."""
+        way = Pass(
+            checkpoint=self.checkpoint,
+            folder=self.found,
+            samples=samples,
+            recipes=[recipe],
+            layers=self.layers,
+            min_expert_tokens=self.options.limits.min_tokens_per_expert,
+            progress=self.progress,
+        )
+        key = key_of({**self.inputs, "precision": recipe.values()})
+        stats = way.run(Journal(self.folder, STAGE, key), self.folder)
+        quality = {
+            "recipe": recipe.name,
+            "precision": recipe.values(),
+            "choices": choices,
+            "graphs": stats,
+        }
+        content = json.dumps(quality, indent=1, sort_keys=True).encode() + b"\n"
+        write_bytes(self.found / QUALITY_FILE, content)
+        return stats
+
+    def _forget_run(self) -> None:
+        """Remove what the last run left: the next one has another recipe."""
+        remove_journal(self.folder, STAGE)
+        for name in ("stats", "scales", "work"):
+            shutil.rmtree(self.found / name, ignore_errors=True)
+
+    def _record(self, recipe: Recipe, stats: Stats) -> dict[str, Any]:
+        """What the manifest says of a calibration that passed."""
+        price = dict(stats["head"]["recipes"][recipe.name]["price"])
+        price.pop("samples")
+        data = ("data", "held_out", "samples", "held_out_samples", "seed", "max_tokens")
+        return {
+            "key": key_of(self.inputs),
+            "data": {name: self.inputs[name] for name in data},
+            "gate": self.options.limits.record(self.options.export.recipe),
+            "price": price,
+            "scales": {path.name: sha256_of(path) for path in self._scales(recipe)},
+        }
+
+    def _scales(self, recipe: Recipe) -> list[Path]:
+        return sorted((self.found / "scales" / recipe.name).iterdir())
+
+    def export(self, recipe: Recipe, record: dict[str, Any]) -> Manifest:
+        """Write the quantised neutral artifact."""
+        kept = [*self._scales(recipe), self.found / QUALITY_FILE, self.found / REFERENCE_FILE]
+        calibrated = Calibrated(
+            scales=self.found / "scales" / recipe.name,
+            record=record,
+            files=tuple(path.relative_to(self.folder).as_posix() for path in kept),
+        )
+        wanted = replace(self.options.export, recipe=recipe)
+        manifest = export_checkpoint(
+            self.checkpoint, self.folder, wanted, self.progress, calibrated=calibrated
+        )
+        remove_journal(self.folder, STAGE)
+        return manifest
 
 
-def _export(
-    checkpoint: Checkpoint,
-    folder: Path,
-    options: CalibrateOptions,
-    record: dict[str, Any],
-    progress: Progress,
-) -> Manifest:
-    recipe = options.export.recipe
-    found = folder / CALIBRATION_FOLDER
-    scales = found / "scales" / recipe.name
-    kept = [*sorted(scales.iterdir()), found / QUALITY_FILE, found / "reference.safetensors"]
-    calibrated = Calibrated(
-        scales=scales,
-        record=record,
-        files=tuple(path.relative_to(folder).as_posix() for path in kept),
-    )
-    manifest = export_checkpoint(
-        checkpoint, folder, options.export, progress, calibrated=calibrated
-    )
-    remove_journal(folder, STAGE)
-    return manifest
+def _refuse(where: str, problems: list[str]) -> None:
+    if problems:
+        raise GateError(describe_problems(where, problems))

@@ -55,6 +55,8 @@ class Pass:
     layers: Sequence[int]
     min_expert_tokens: int
     progress: Progress = silent
+    stage: str = STAGE
+    """What it is called in the progress."""
 
     def plans(self) -> dict[str, GraphPlan]:
         """All graphs by name, in fp32 and with taps."""
@@ -74,7 +76,7 @@ class Pass:
         previous: str | None = None
         steps = _with_embedding(list(plans))
         for done, graph in enumerate(steps):
-            self.progress(STAGE, done, len(steps))
+            self.progress(self.stage, done, len(steps))
             path = self.folder / "stats" / f"{graph}.json"
             step = _Step(self, graph, plans.get(graph), previous, stats)
             journal.ensure(path.relative_to(root).as_posix(), step.make)
@@ -82,7 +84,7 @@ class Pass:
             if previous is not None:
                 self.forget(previous)
             previous = graph
-        self.progress(STAGE, len(steps), len(steps))
+        self.progress(self.stage, len(steps), len(steps))
         return stats
 
     def rows(self, graph: str, stream: str) -> Rows:

@@ -60,7 +60,8 @@ def _run_stages(
     target: str,
     sizes: "BuildOptions",
 ) -> "Manifest":
-    from calibration.stage import Conversations, calibrate_checkpoint
+    from calibration.conversations import Conversations
+    from calibration.stage import calibrate_checkpoint
     from calibration.verify import verify_artifact
     from engines.build import build_target
     from export.stage import export_checkpoint

@@ -42,7 +42,7 @@ RecipeOption = Annotated[
     typer.Option(
         metavar="NAME|FILE.toml",
         help="The number format of each part: fp32, fp16, bf16, int8, fp8, int4, nvfp4 ..., "
-        "or a TOML file.",
+        "a TOML file, or auto: the smallest one within --budget.",
     ),
 ]
 LayersOption = Annotated[
@@ -112,7 +112,7 @@ BudgetOption = Annotated[
     typer.Option(
         metavar="kl=X,top1=X,em=X",
         help="The most that may be lost against fp32: mean KL in nats, share of equal first "
-        "tokens, loss of exact match.",
+        "tokens, loss of exact match in points.",
         show_default="the recipe's",
     ),
 ]

@@ -19,6 +19,8 @@ from .recipe import (
     WeightFormat,
 )
 
+AUTO = "auto"
+"""Not a file: the recipe that calibration finds by itself."""
 NAMED_FOLDER = Path(__file__).parent / "named"
 _PART_KEYS = ("weights", "group", "activations", "scale", "observer", "balance", "strength", "clip")
 _GROUPS = (16, 32, 64, 128)
@@ -30,15 +32,17 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read a named recipe, or a TOML file if the name ends in `.toml`.
+    """Read a named recipe, or a TOML file if the name ends in `.toml`; `auto` has no parts yet.
 
     Raises:
         InputError: there is no such recipe, or the file is malformed; all problems are listed.
     """
+    if name == AUTO:
+        return Recipe(name=AUTO, summary="Chosen by measurement.", is_searched=True)
     path = Path(name) if name.endswith(".toml") else NAMED_FOLDER / f"{name}.toml"
     if not name.endswith(".toml") and name not in recipe_names():
         raise InputError(
-            f"recipe {name!r}: known ones are {', '.join(recipe_names())}; "
+            f"recipe {name!r}: known ones are {', '.join((*recipe_names(), AUTO))}; "
             "one of your own is the path of a .toml file"
         )
     try:

@@ -102,7 +102,7 @@ class Budget:
     top1: float = 0.95
     """Share of stable positions with the same most likely token."""
     exact_match: float = 0.03
-    """Loss of exact match, where answers are known."""
+    """Loss of exact match, where answers are known: a share, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +116,13 @@ class Recipe:
     parts: Mapping[Part, PartRecipe] = field(default_factory=dict)
     """Parts that are left out stay in the base type."""
     budget: Budget = Budget()
+    is_searched: bool = False
+    """Whether the parts are still to be found by measurement: the recipe `auto`."""
 
     @property
     def is_quantised(self) -> bool:
-        """Whether any part is."""
-        return bool(self.parts)
+        """Whether any part is, or will be."""
+        return bool(self.parts) or self.is_searched
 
     def values(self) -> dict[str, Any]:
         """Give `base` and `parts` in the form of a recipe's file."""
