@@ -11,11 +11,10 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.tool ## a small random checkpoint, compiled and asked about a photo
+demo: $(VENV)/.tool ## a small trained checkpoint, compiled and asked about a picture
 	@rm -rf out/demo
-	$(BIN)/python tool.py synth tiny out/demo/checkpoint
-	$(BIN)/python tool.py compile out/demo/checkpoint out/demo/artifact --recipe fp32 --target cpu
-	$(BIN)/python tool.py run out/demo/artifact --image examples/coffee.jpg "What is in this picture?" --max-new-tokens 48
+	$(BIN)/python tool.py compile examples/nano/checkpoint out/demo/artifact --recipe fp32 --target cpu --max-batch-size 8 --max-kv-cache-capacity 256
+	$(BIN)/python tool.py run out/demo/artifact --image examples/numbers.png "Add the numbers."
 
 test: check ## the checks, then every test
 	@$(BIN)/python -m pytest -q

@@ -102,7 +102,12 @@ class Chooser:
         weight, form = self._value(place.parameter), part.weights
         if not part.clip or place.port is None:
             return scales_for(weight, form, self.base)
-        return clipped_scales(weight, form, self.base, self._importance(place, weight))
+        importance = self._importance(place, weight)
+        if weight.dim() == 2 or form.codes == "nvfp4":
+            return clipped_scales(weight, form, self.base, importance)
+        matrices = zip(weight, importance, strict=True)  # one at a time: the search takes memory
+        found = [clipped_scales(one, form, self.base, cost).step for one, cost in matrices]
+        return Scales(step=torch.stack(found))
 
     def _importance(self, place: Place, weight: Tensor) -> Tensor:
         """Mean square of what meets each input of a weight, (..., K, 1), after balancing."""
@@ -141,6 +146,8 @@ class Chooser:
         return value * self.factors[name] if name in self.factors else value
 
     def _multiply(self, name: str, factor: Tensor) -> None:
+        if self.module.get_parameter(name).dim() == 3 and factor.dim() == 2:
+            factor = factor[None]  # the same for a whole stack
         self.factors[name] = self.factors[name] * factor if name in self.factors else factor
 
 

@@ -1,6 +1,6 @@
 """What a recipe changes in one graph: weights, outputs, choice of experts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from export.modules.decoder import Taps
 from export.quantised.scales_file import GraphScales
 from export.quantised.storage import meaning, quantised_places
 from export.recipe.recipe import Recipe
-from export.sources import Source
+from export.sources import Source, fill_parts
 
 
 @dataclass(kw_only=True)
@@ -61,20 +61,31 @@ def weight_errors(
     module: nn.Module, sources: Sequence[Source], recipe: Recipe, scales: GraphScales
 ) -> dict[str, float]:
     """Fill a module with what a recipe makes of its parameters; returns each one's error."""
-    forms = {place.parameter: part for place, part in quantised_places(module, recipe)}
+    forms = {place.parameter: part.weights for place, part in quantised_places(module, recipe)}
     errors: dict[str, float] = {}
     for source in sources:
-        parameter = module.get_parameter(source.name)
-        part = forms.get(source.name)
+        form = forms.get(source.name)
+        filled = _Filled(meaning(source, scales, form))
         with torch.no_grad():
-            parameter.copy_(meaning(source, scales, part.weights if part else None))
-        if part is not None:
-            factor = scales.factors.get(source.name)
-            plain = source.value().float() * (1.0 if factor is None else factor)
-            size = plain.norm().clamp_min(torch.finfo(torch.float32).tiny)
-            lost = (parameter.detach() - plain).norm() / size
-            errors[source.name] = _short(float(lost))
+            fill_parts(module.get_parameter(source.name), filled)
+        if form is not None:
+            errors[source.name] = _short((filled.lost / (filled.total or 1.0)) ** 0.5)
     return errors
+
+
+class _Filled:
+    """Yields what matrices become, and sums up how far that is from what they were."""
+
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self._pairs = pairs
+        self.lost = 0.0
+        self.total = 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for before, after in self._pairs:
+            self.lost += float((after - before).double().square().sum())
+            self.total += float(before.double().square().sum())
+            yield after
 
 
 def _short(value: float) -> float:

@@ -70,8 +70,17 @@ class Source:
 
     def value(self) -> Tensor:
         """Return the whole parameter in memory."""
-        parts = [part.to(self.torch_dtype) for part in self.parts()]
-        return torch.cat([part.reshape(-1) for part in parts]).reshape(self.shape)
+        value = torch.empty(self.shape, dtype=self.torch_dtype)
+        fill_parts(value, self.parts())
+        return value
+
+
+def fill_parts(value: Tensor, parts: Iterable[Tensor]) -> None:
+    """Copy tensors, one behind the other, over a contiguous tensor of as many numbers."""
+    flat, end = value.view(-1), 0
+    for part in parts:
+        flat[end : end + part.numel()].view(part.shape).copy_(part)
+        end += part.numel()
 
 
 def parameter_sources(module: nn.Module, prefix: str, checkpoint: Checkpoint) -> list[Source]:
@@ -105,7 +114,7 @@ def load_parameters(module: nn.Module, sources: Iterable[Source]) -> None:
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for source in sources:
-            parameters[source.name].copy_(source.value())
+            fill_parts(parameters[source.name], source.parts())
 
 
 def _origin(owner: nn.Module, path: str, attribute: str, name: str) -> tuple[list[str], Turn]:

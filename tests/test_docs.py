@@ -248,4 +248,4 @@ def test_a_readme_line_runs_with_this_interpreter() -> None:
 def test_make_takes_this_environment_as_installed() -> None:
     done = run_here("make --dry-run demo")
     assert "install" not in done.stdout, "the environment would be made again"
-    assert done.stdout.count(f"{sys.prefix}/bin/python tool.py") == 3
+    assert done.stdout.count(f"{sys.prefix}/bin/python tool.py") == 2

@@ -20,7 +20,6 @@ from runtime.config import LATENT_NORM_EPS, DecoderConfig, KimiVLConfig
 
 from .tower import Projector, VisionTower, turn_pairs, turns_of
 
-
 GATE_LENGTHS = (0.5, 2.0)
 """Length at the start of an expert's row of the gate, against that of other rows: first, last."""
 

@@ -36,7 +36,9 @@ class GraphScales:
                 tensors[f"{name}#whole"] = scales.whole
         tensors |= {f"{name}#input": value for name, value in self.inputs.items()}
         tensors |= {f"{name}#factor": value for name, value in self.factors.items()}
-        write_bytes(path, save({name: x.contiguous() for name, x in sorted(tensors.items())}))
+        write_bytes(
+            path, save({name: tensors[name].clone().contiguous() for name in sorted(tensors)})
+        )
         return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
 
     @classmethod

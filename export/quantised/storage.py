@@ -185,16 +185,18 @@ def stored_step(scales: Scales, form: WeightFormat) -> Tensor:
     return step[0] if form.group is None and step.dim() == 2 else step
 
 
-def meaning(source: Source, scales: GraphScales, form: WeightFormat | None) -> Tensor:
-    """What a parameter is after quantisation and balancing, fp32, whole."""
-    factor, name = scales.factors.get(source.name), source.name
-    parts: Iterable[Tensor] = weighted_parts(source, factor)
-    if form is not None:
-        found = scales.weights[name]
-        stacked = len(source.tensors) > 1
-        parts = (
-            rounded(part, replace(found, step=found.step[i] if stacked else found.step), form)
-            for i, part in enumerate(parts)
-        )
-    whole = list(parts)
-    return torch.cat([part.reshape(-1) for part in whole]).reshape(source.shape)
+def meaning(
+    source: Source, scales: GraphScales, form: WeightFormat | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what a parameter is before and after quantisation, fp32, matrix by matrix of a stack.
+
+    Both are balanced; without a format they are the same.
+    """
+    stacked = len(source.tensors) > 1
+    for index, part in enumerate(weighted_parts(source, scales.factors.get(source.name))):
+        if form is None:
+            yield part, part
+            continue
+        found = scales.weights[source.name]
+        step = found.step[index] if stacked else found.step
+        yield part, rounded(part, replace(found, step=step), form)
