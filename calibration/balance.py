@@ -122,17 +122,13 @@ def smooth_factors(largest: Tensor, weights: Sequence[Tensor], strength: float) 
     return _to_powers_of_two(wanted)
 
 
-def aware_factors(
-    mean_squares: Tensor, weights: Sequence[Tensor], loss: Callable[[Tensor], float]
-) -> Tensor:
+def aware_factors(mean_squares: Tensor, loss: Callable[[Tensor], float]) -> Tensor:
     """Search s = (root mean square)^a for the exponent that loses least.
 
     Args:
         mean_squares: (C,) or (E, C) of the inputs.
-        weights: the matrices behind, for the number of dimensions only.
         loss: what a given s loses, over all matrices.
     """
-    del weights
     size = mean_squares.sqrt().clamp_min(_TINY)
     tries = [_to_powers_of_two(size ** (step / _STEPS)) for step in range(_STEPS + 1)]
     losses = [loss(one) for one in tries]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from export.quantised.codes import LARGEST, round_to
+from export.quantised.factor import Factor
 from export.quantised.matrix import (
     Scales,
     group_maxima,
@@ -42,7 +43,7 @@ class Chooser:
     observations: Observations
     min_expert_tokens: int
     """Experts with fewer rows are measured by those of the whole layer."""
-    factors: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Factor] = field(default_factory=dict)
 
     def choose(self) -> GraphScales:
         """Balance first, then give every quantised parameter its scales."""
@@ -67,9 +68,9 @@ class Chooser:
         weights = [self._value(name) for name in takers]
         factor = self._link_factors(link, part, weights, [parts[name].weights for name in takers])
         for name, over in link.givers.items():
-            self._multiply(name, over(1.0 / factor))
+            self.factors[name] = self._factor(name).with_outputs(over(1.0 / factor))
         for name in link.takers:
-            self._multiply(name, factor[..., None])
+            self.factors[name] = self._factor(name).with_inputs(factor[..., None])
 
     def _link_factors(
         self, link: Link, part: PartRecipe, weights: list[Tensor], forms: list[WeightFormat]
@@ -86,17 +87,26 @@ class Chooser:
             return smooth_factors(largest, weights, part.strength)
 
         def loss(factor: Tensor) -> float:
-            over = factor[..., None]
+            over, costs = factor[..., None], (squares / factor.square())[..., None]
             return sum(
-                self._loss(weight * over, form, (squares / factor.square())[..., None])
+                self._loss(weight, over, form, costs)
                 for weight, form in zip(weights, forms, strict=True)
             )
 
-        return aware_factors(squares, weights, loss)
+        return aware_factors(squares, loss)
 
-    def _loss(self, weight: Tensor, form: WeightFormat, importance: Tensor) -> float:
-        lost = rounded(weight, scales_for(weight, form, self.base), form) - weight
-        return float((lost.square() * importance).sum())
+    def _loss(self, weight: Tensor, over: Tensor, form: WeightFormat, costs: Tensor) -> float:
+        """What rounding a weight times `over` loses, with the mean squares of its inputs as costs.
+
+        One matrix of a stack at a time: the temporaries are as large as the weight.
+        """
+        if weight.dim() == 3:
+            shape = (len(weight), *over.shape[-2:])
+            stack = zip(weight, over.expand(shape), costs.expand(shape), strict=True)
+            return sum(self._loss(one, its, form, its_costs) for one, its, its_costs in stack)
+        balanced = weight * over
+        lost = rounded(balanced, scales_for(balanced, form, self.base), form) - balanced
+        return float((lost.square() * costs).sum())
 
     def _weight_scales(self, place: Place, part: PartRecipe) -> Scales:
         weight, form = self._value(place.parameter), part.weights
@@ -118,7 +128,7 @@ class Chooser:
             squares, _ = seen.expert_mean_squares(self.min_expert_tokens)
         else:
             squares = seen.mean_squares
-        factor = self.factors.get(place.parameter)
+        factor = self._factor(place.parameter).inputs
         column = squares[..., None]
         return column if factor is None else column / factor.square()
 
@@ -127,13 +137,12 @@ class Chooser:
         if is_dynamic or place.port is None:
             return None
         seen = self.observations[place.port]
-        factor = self.factors.get(place.parameter)
+        factor = self._factor(place.parameter).inputs
         if factor is None:
             top = _top(seen.histogram, form)
-        elif factor.dim() == 3:  # (E, K, 1): the strictest of all experts
-            top = float((_largest(seen) / factor[..., 0].amin(dim=0)).max())
-        else:
-            top = float((_largest(seen) / factor[:, 0]).max())
+        else:  # (K, 1), or (E, K, 1): the strictest of all experts
+            strictest = factor[..., 0].reshape(-1, factor.shape[-2]).amin(dim=0)
+            top = float((_largest(seen) / strictest).max())
         if form.codes == "nvfp4":
             whole = two_level_scales(torch.tensor(top)).whole
             assert whole is not None
@@ -142,13 +151,10 @@ class Chooser:
 
     def _value(self, name: str) -> Tensor:
         """A parameter after what balancing has done to it so far."""
-        value = self.module.get_parameter(name).detach()
-        return value * self.factors[name] if name in self.factors else value
+        return self._factor(name).applied(self.module.get_parameter(name).detach())
 
-    def _multiply(self, name: str, factor: Tensor) -> None:
-        if self.module.get_parameter(name).dim() == 3 and factor.dim() == 2:
-            factor = factor[None]  # the same for a whole stack
-        self.factors[name] = self.factors[name] * factor if name in self.factors else factor
+    def _factor(self, name: str) -> Factor:
+        return self.factors.get(name, Factor())
 
 
 def clipped_scales(

@@ -154,7 +154,7 @@ def _round_input(
         result.type, result.shape = ir.TensorType(base), value.shape
         readers = [use.node for use in value.uses() if use.node not in tape.nodes]
         model.graph.insert_before(_first(model.graph, readers), tape.nodes)
-        rounded[key] = result
+        rounded[key] = rounded[result, one.activations] = result  # one op may read two parameters
     node.replace_input_with(0, rounded[key])
 
 
@@ -165,10 +165,10 @@ def _round_to_8_bits(
     zero_type = _ZERO_TYPES[codes]
     if one.is_dynamic:
         largest = tape.op("ReduceMax", [tape.op("Abs", [value])], {"keepdims": 0})
-        step = tape.op("Constant", [], {"value_float": 1.0 / _LARGEST[codes]})
+        most = tape.op("Constant", [], {"value_float": _LARGEST[codes]})
         tiny = tape.op("Constant", [], {"value_float": _SMALLEST_SCALE})
         wide = tape.op("Cast", [largest], {"to": ir.DataType.FLOAT.value})
-        scale = tape.op("Max", [tape.op("Mul", [wide, step]), tiny])
+        scale = tape.op("Max", [tape.op("Div", [wide, most]), tiny])
         scale = tape.op("Cast", [scale], {"to": base.value})
         scale.type, scale.shape = ir.TensorType(base), ir.Shape(())
     else:

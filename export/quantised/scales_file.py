@@ -1,8 +1,8 @@
 """What calibration found for one graph, in one safetensors file.
 
 Tensors by parameter: `NAME#step` and `NAME#whole` (scales of the codes), `NAME#input` (scale of
-what meets it, one number), and for any parameter, quantised or not, `NAME#factor` (balancing: a
-factor that is multiplied in before anything else, of a shape that broadcasts).
+what meets it, one number), and for any parameter, quantised or not, what balancing multiplies it by
+before anything else: `NAME#inputs_factor`, `NAME#outputs_factor`.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from torch import Tensor
 from runtime.artifact.manifest import FileRecord
 from runtime.files import sha256_of, write_bytes
 
+from .factor import Factor
 from .matrix import Scales
 
 
@@ -25,7 +26,7 @@ class GraphScales:
     weights: Mapping[str, Scales] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     """() in the base type; for NVFP4 fp32, the whole tensor's factor."""
-    factors: Mapping[str, Tensor] = field(default_factory=dict)
+    factors: Mapping[str, Factor] = field(default_factory=dict)
 
     def write(self, path: Path) -> FileRecord:
         """Write the file; the same scales give the same bytes."""
@@ -35,7 +36,11 @@ class GraphScales:
             if scales.whole is not None:
                 tensors[f"{name}#whole"] = scales.whole
         tensors |= {f"{name}#input": value for name, value in self.inputs.items()}
-        tensors |= {f"{name}#factor": value for name, value in self.factors.items()}
+        for name, factor in self.factors.items():
+            if factor.inputs is not None:
+                tensors[f"{name}#inputs_factor"] = factor.inputs
+            if factor.outputs is not None:
+                tensors[f"{name}#outputs_factor"] = factor.outputs
         write_bytes(
             path, save({name: tensors[name].clone().contiguous() for name in sorted(tensors)})
         )
@@ -54,11 +59,15 @@ class GraphScales:
             }
 
         wholes = named("#whole")
+        before, behind = named("#inputs_factor"), named("#outputs_factor")
         return cls(
             weights={
                 name: Scales(step=step, whole=wholes.get(name))
                 for name, step in named("#step").items()
             },
             inputs=named("#input"),
-            factors=named("#factor"),
+            factors={
+                name: Factor(inputs=before.get(name), outputs=behind.get(name))
+                for name in sorted(before.keys() | behind.keys())
+            },
         )

@@ -18,6 +18,7 @@ from ..recipe.recipe import PartRecipe, Recipe, WeightFormat
 from ..sources import ONNX_TYPES, Source
 from .codes import ONNX_TYPES as CODE_TYPES
 from .codes import to_bytes
+from .factor import Factor
 from .matrix import Scales, quantise, rounded
 from .places import Place, places
 from .scales_file import GraphScales
@@ -54,7 +55,7 @@ class Codes:
     source: Source
     scales: Scales
     form: WeightFormat
-    factor: Tensor | None
+    factor: Factor | None
 
     @property
     def name(self) -> str:
@@ -88,7 +89,7 @@ class Balanced:
     """A plain parameter with a factor; satisfies `weights_file.Values`."""
 
     source: Source
-    factor: Tensor
+    factor: Factor
 
     @property
     def name(self) -> str:
@@ -112,7 +113,7 @@ class Balanced:
             yield stored.view(torch.uint8).flatten().numpy().data
 
 
-def weighted_parts(source: Source, factor: Tensor | None) -> Iterator[Tensor]:
+def weighted_parts(source: Source, factor: Factor | None) -> Iterator[Tensor]:
     """Yield a parameter's tensors in fp32, multiplied by their factor, in the order of the stack.
 
     Raises:
@@ -122,7 +123,7 @@ def weighted_parts(source: Source, factor: Tensor | None) -> Iterator[Tensor]:
     for index, (name, part) in enumerate(zip(source.tensors, source.parts(), strict=True)):
         values = part.float()
         if factor is not None:
-            values = values * (factor[min(index, len(factor) - 1)] if stacked else factor)
+            values = (factor.of_matrix(index) if stacked else factor).applied(values)
         if not bool(torch.isfinite(values).all()):
             raise CheckpointError(f"{name}: values that are not finite; the checkpoint is damaged")
         yield values.reshape(source.shape[1:] if stacked else source.shape)
