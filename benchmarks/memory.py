@@ -54,8 +54,8 @@ def _export(checkpoint: "Checkpoint", workplace: Path) -> None:
 
 
 def _calibrate(checkpoint: "Checkpoint", workplace: Path) -> None:
-    from calibration.conversations import DataOptions
-    from calibration.gate import GateLimits
+    from calibration.data.conversations import DataOptions
+    from calibration.price.gate import GateLimits
     from calibration.stage import CalibrateOptions, calibrate_checkpoint
     from export.recipe.reading import load_recipe
     from export.recipe.recipe import Budget

@@ -26,9 +26,9 @@ def main(workplace: Path) -> int:
 
 
 def _measure(name: str, folder: Path) -> dict[str, Any]:
-    from calibration.conversations import DataOptions
+    from calibration.data.conversations import DataOptions
+    from calibration.data.examples import load_examples
     from calibration.evaluate import evaluate
-    from calibration.examples import load_examples
     from calibration.stage import CalibrateOptions, calibrate_checkpoint
     from engines.build import BuildOptions, build_target
     from export.checkpoint.reader import Checkpoint

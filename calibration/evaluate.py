@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from runtime import GenerationLimits, Sampling, Session
 from runtime.progress import Progress, silent
 
-from .examples import Example
+from .data.examples import Example
 
 STAGE = "eval"
 

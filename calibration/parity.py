@@ -25,7 +25,7 @@ from runtime.config import KimiVLConfig
 from runtime.engine.onnx_session import open_session
 from runtime.prompt.patches import position_weights
 
-from .rounding import round_inputs
+from .scales.rounding import round_inputs
 
 Arrays = Mapping[str, NDArray[np.generic]]
 _SEED = 20260

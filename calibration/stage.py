@@ -20,14 +20,15 @@ from runtime.artifact.manifest import FILE_NAME, Manifest
 from runtime.errors import ArtifactError, GateError, InputError, describe_problems
 from runtime.files import announced, exclusive, sha256_of, write_bytes
 from runtime.progress import Progress, silent
+from runtime.prompt.encoder import PromptEncoder
 
-from .auto import table
-from .conversations import Conversations, DataOptions
-from .gate import GateLimits, check_data, check_price, check_stats
-from .runs import Samples
-from .samples import content_hash
-from .search import Search
-from .streaming import STAGE, Pass
+from .data.conversations import Conversations, DataOptions
+from .data.samples import content_hash, encode
+from .passes.runs import Samples
+from .passes.streaming import STAGE, Pass
+from .price.gate import GateLimits, check_data, check_price, check_stats
+from .search.choice import table
+from .search.trials import Search
 
 QUALITY_FILE = "quality.json"
 REFERENCE_FILE = "reference.safetensors"
@@ -136,13 +137,22 @@ class _Calibration:
     def calibrate(self) -> tuple[Recipe, dict[str, Any]]:
         """Find scales and pass the gate; returns the recipe and its record for the manifest."""
         recipe, limits = self.options.export.recipe, self.options.limits
-        samples = self.conversations.encode(self.checkpoint, self.options.data.max_tokens)
+        samples = self._samples()
         if recipe.is_searched:
             return self._search(samples)
         _refuse(self.options.data.data, check_data(recipe, samples.observed))
         stats = self._run(recipe, samples, [])
         _refuse(f"recipe {recipe.name}", check_stats(recipe, stats, limits))
         return recipe, self._record(recipe, stats)
+
+    def _samples(self) -> Samples:
+        """Turn the conversations into ids and patches."""
+        prompts = PromptEncoder.load(self.checkpoint.folder, self.checkpoint.config)
+        observed, held_out = (
+            [encode(one, prompts, self.options.data.max_tokens) for one in some]
+            for some in (self.conversations.observed, self.conversations.held_out)
+        )
+        return Samples(observed=observed, held_out=held_out)
 
     def _search(self, samples: Samples) -> tuple[Recipe, dict[str, Any]]:
         """Find the recipe by measurement; a choice that loses too much gives way to a stricter."""

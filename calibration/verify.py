@@ -14,9 +14,9 @@ from runtime.errors import ArtifactError, describe_problems
 from runtime.files import announced
 from runtime.progress import Progress, silent
 
-from .examples import Example
+from .data.examples import Example
 from .parity import measure_graph
-from .target_price import price_target
+from .price.target import price_target
 from .tolerances import GRAPH_FP32, GRAPH_ROUNDED
 
 STAGE = "verify"

@@ -60,7 +60,7 @@ def _run_stages(
     target: str,
     sizes: "BuildOptions",
 ) -> "Manifest":
-    from calibration.conversations import Conversations
+    from calibration.data.conversations import Conversations
     from calibration.stage import calibrate_checkpoint
     from calibration.verify import verify_artifact
     from engines.build import build_target

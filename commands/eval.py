@@ -37,8 +37,8 @@ def eval_(
     Answers are greedy; as many questions run together as the artifact has slots.
     """
     from calibration.contact_sheet import write_contact_sheet
+    from calibration.data.examples import load_examples
     from calibration.evaluate import evaluate
-    from calibration.examples import load_examples
     from runtime import Session
 
     examples = load_examples(set_)

@@ -70,8 +70,8 @@ class CalibrationFlags:
         Raises:
             InputError: there is no data, or the budget is malformed.
         """
-        from calibration.conversations import DataOptions
-        from calibration.gate import GateLimits, parse_budget
+        from calibration.data.conversations import DataOptions
+        from calibration.price.gate import GateLimits, parse_budget
         from calibration.stage import CalibrateOptions
 
         if self.data is None:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
-from calibration.distance import Reference
-from calibration.examples import Example
-from calibration.gate import GateLimits
+from calibration.data.examples import Example
+from calibration.data.samples import Sample
+from calibration.price.distance import Reference
+from calibration.price.gate import GateLimits
 from calibration.report.page import write_report
-from calibration.samples import Sample
 from export.recipe.reading import load_recipe
 from runtime import names
 from runtime.prompt.messages import Image, Message, Part, Text

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from calibration.balance import links
-from calibration.choose import Chooser
-from calibration.observe import Observer
-from calibration.runs import Samples, run_layer
-from calibration.samples import draw, encode, load_conversations
-from calibration.streaming import Pass
+from calibration.data.samples import draw, encode, load_conversations
+from calibration.passes.runs import Samples, run_layer
+from calibration.passes.streaming import Pass
+from calibration.scales.balance import links
+from calibration.scales.choose import Chooser
+from calibration.scales.observe import Observer
 from examples.nano.score import HERE
 from export.checkpoint.reader import Checkpoint
 from export.graph.journal import Journal, key_of

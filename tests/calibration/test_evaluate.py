@@ -9,8 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from calibration.contact_sheet import write_contact_sheet
+from calibration.data.examples import load_examples
 from calibration.evaluate import evaluate
-from calibration.examples import load_examples
 from runtime import GenerationLimits, Sampling, Session
 from runtime.errors import InputError
 from tool import app

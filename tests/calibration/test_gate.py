@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calibration.gate import parse_budget
+from calibration.price.gate import parse_budget
 from examples.nano.score import HERE
 from export.recipe.recipe import Budget
 from runtime.errors import InputError

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from calibration.data.examples import load_examples
 from calibration.evaluate import evaluate
-from calibration.examples import load_examples
 from examples.nano.score import HERE
 from export.recipe.reading import load_recipe, recipe_names
 from runtime import Session

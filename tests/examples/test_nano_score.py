@@ -14,8 +14,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from calibration.data.examples import load_examples
 from calibration.evaluate import Evaluation, evaluate
-from calibration.examples import load_examples
 from examples.nano import score
 from examples.nano.question_sets import SEEDS, picture_hash, read_set
 from examples.nano.questions import Example

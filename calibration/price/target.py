@@ -13,10 +13,10 @@ from runtime.errors import InputError
 from runtime.progress import Progress, silent
 from runtime.prompt.encoder import PromptEncoder
 
+from ..data.examples import Example
+from ..data.samples import Sample, content_hash, encode
 from .distance import Distance, Reference
-from .examples import Example
-from .price import price
-from .samples import Sample, content_hash, encode
+from .figures import price
 
 STAGE = "price"
 REFERENCE_PATH = "calibration/reference.safetensors"

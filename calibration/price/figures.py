@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ..data.samples import Sample
 from .distance import Distance, Reference
-from .samples import Sample
 
 
 def price(

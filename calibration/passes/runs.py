@@ -11,7 +11,7 @@ from runtime import names
 from runtime.config import KimiVLConfig
 from runtime.prompt.patches import PatchedImage, position_weights
 
-from .samples import Sample
+from ..data.samples import Sample
 
 EMBEDDING = "embedding"
 """Between the projector and the first layer: no graph, but a step of the way."""

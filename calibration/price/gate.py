@@ -7,7 +7,7 @@ from typing import Any
 from export.recipe.recipe import Budget, Recipe
 from runtime.errors import InputError
 
-from .samples import Sample
+from ..data.samples import Sample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from runtime.errors import GateError
 from runtime.files import write_bytes
 from runtime.progress import Progress, silent
 
-from .auto import Trial, as_recipe, candidates, choose, read_trials, trial_recipe
-from .runs import Samples
-from .streaming import Pass
+from ..passes.runs import Samples
+from ..passes.streaming import Pass
+from .choice import Trial, as_recipe, candidates, choose, read_trials, trial_recipe
 
 STAGE = "calibrate-trials"
 _FOLDER = "trials"

@@ -27,12 +27,12 @@ from runtime.artifact.manifest import FileRecord
 from runtime.files import sha256_of, write_bytes
 from runtime.progress import Progress, silent
 
-from .choose import Chooser
+from ..price.distance import Distance, Reference
+from ..price.figures import price
+from ..scales.choose import Chooser
+from ..scales.observe import Observer
+from ..scales.rounding import round_inputs
 from .compare import Comparison, weight_errors
-from .distance import Distance, Reference
-from .observe import Observer
-from .price import price
-from .rounding import round_inputs
 from .rows import Rows, RowsReader
 from .runs import EMBEDDING, Samples, embed, run_head, run_layer, run_vision, tail_shape
 

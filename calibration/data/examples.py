@@ -15,7 +15,7 @@ from runtime.errors import InputError, KimiVLError, describe_problems
 from runtime.files import resolve_inside
 from runtime.prompt.messages import Image, ImageSource, Message, Text, parse_messages
 
-_EXAMPLES = Path(__file__).parents[1] / "examples"
+_EXAMPLES = Path(__file__).parents[2] / "examples"
 BUILT_IN = {
     "nano": _EXAMPLES / "nano" / "heldout" / "questions.jsonl",
     "nano-calibration": _EXAMPLES / "nano" / "calibration" / "questions.jsonl",

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from export.checkpoint.reader import Checkpoint
 from runtime.errors import InputError
-from runtime.prompt.encoder import PromptEncoder
 
 from .examples import Example
-from .runs import Samples
-from .samples import DEFAULT_PROMPT, content_hash, draw, encode, load_conversations
+from .samples import DEFAULT_PROMPT, content_hash, draw, load_conversations
 
 DEFAULT_MAX_TOKENS = 8192
 
@@ -64,12 +61,3 @@ class Conversations:
                 "what is observed cannot judge"
             )
         return cls(observed=observed, held_out=held_out)
-
-    def encode(self, checkpoint: Checkpoint, max_tokens: int) -> Samples:
-        """Turn both into ids and patches."""
-        prompts = PromptEncoder.load(checkpoint.folder, checkpoint.config)
-        observed, held_out = (
-            [encode(one, prompts, max_tokens) for one in some]
-            for some in (self.observed, self.held_out)
-        )
-        return Samples(observed=observed, held_out=held_out)

@@ -1,0 +1,1 @@
+"""Conversations: read, drawn, encoded."""

@@ -1,0 +1,1 @@
+"""All samples through the model, one graph at a time."""

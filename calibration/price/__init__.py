@@ -1,0 +1,1 @@
+"""What a recipe loses against fp32, and whether it may."""

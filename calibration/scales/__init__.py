@@ -1,0 +1,1 @@
+"""What meets each matrix is observed; scales are chosen."""
