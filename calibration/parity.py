@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph.quantise import input_scale_name, scale_name, whole_name
-from export.graphs import DTYPES, GraphPlan
+from export.graphs import GraphPlan
 from export.quantised.matrix import grouped
 from export.quantised.storage import quantised_places
 from export.recipe.reading import recipe_from_values
@@ -101,7 +101,7 @@ def fill_from_graph(module: nn.Module, neutral_graph: Path, recipe: Recipe) -> N
             part = places.get(name)
             value = stored.plain(name) if part is None else stored.meaning(name, part.weights)
             parameter.copy_(value)
-    round_inputs(module, recipe, stored.input_scales(places), DTYPES[recipe.base])
+    round_inputs(module, recipe, stored.input_scales(places))
 
 
 class _StoredWeights:

@@ -12,6 +12,7 @@ from typing import Any
 
 from export.checkpoint.reader import Checkpoint
 from export.graph.journal import Journal, key_of, remove_journal
+from export.recipe.fit import check_recipe
 from export.recipe.reading import recipe_from_values
 from export.recipe.recipe import Recipe
 from export.stage import CALIBRATION_FOLDER, Calibrated, ExportOptions, export_checkpoint
@@ -21,17 +22,21 @@ from runtime.errors import ArtifactError, GateError, InputError, describe_proble
 from runtime.files import announced, exclusive, sha256_of, write_bytes
 from runtime.progress import Progress, silent
 from runtime.prompt.encoder import PromptEncoder
+from runtime.prompt.tokenizer import Tokenizer
 
 from .data.conversations import Conversations, DataOptions
 from .data.samples import content_hash, encode
 from .passes.runs import Samples
 from .passes.streaming import STAGE, Pass
+from .price.distance import Reference
 from .price.gate import GateLimits, check_data, check_price, check_stats
+from .report.page import checkpoint_name, write_report
 from .search.choice import table
 from .search.trials import Search
 
 QUALITY_FILE = "quality.json"
 REFERENCE_FILE = "reference.safetensors"
+REPORT_FILE = "report.html"
 
 Stats = dict[str, Any]
 
@@ -59,7 +64,8 @@ def calibrate_checkpoint(
     Raises:
         GateError: the samples or the recipe do not pass; all reasons are listed. What was measured
             stays in the folder, and another run with other limits takes it up.
-        InputError: the recipe quantises nothing, or the samples cannot be used.
+        InputError: the recipe quantises nothing or does not fit the model, or the samples cannot
+            be used.
         ArtifactError: the folder holds something else.
     """
     recipe = options.export.recipe
@@ -67,6 +73,9 @@ def calibrate_checkpoint(
         raise InputError(
             f"recipe {recipe.name} quantises nothing; use `tool.py export` or `tool.py compile`"
         )
+    misfits = check_recipe(recipe, checkpoint.config)
+    if misfits:
+        raise InputError(describe_problems(f"recipe {recipe.name}", misfits))
     conversations = Conversations.load(options.data)
     run = _Calibration(checkpoint, folder, options, conversations, progress)
     finished = run.finished()
@@ -136,13 +145,13 @@ class _Calibration:
 
     def calibrate(self) -> tuple[Recipe, dict[str, Any]]:
         """Find scales and pass the gate; returns the recipe and its record for the manifest."""
-        recipe, limits = self.options.export.recipe, self.options.limits
+        recipe = self.options.export.recipe
         samples = self._samples()
         if recipe.is_searched:
             return self._search(samples)
         _refuse(self.options.data.data, check_data(recipe, samples.observed))
         stats = self._run(recipe, samples, [])
-        _refuse(f"recipe {recipe.name}", check_stats(recipe, stats, limits))
+        self._judge(recipe, samples, stats)
         return recipe, self._record(recipe, stats)
 
     def _samples(self) -> Samples:
@@ -176,7 +185,7 @@ class _Calibration:
                 break
             search.be_stricter()
             self._forget_run()
-        _refuse(f"recipe {recipe.name}", check_stats(recipe, stats, limits))
+        self._judge(recipe, samples, stats)
         search.finish()
         return recipe, self._record(recipe, stats)
 
@@ -203,6 +212,24 @@ class _Calibration:
         write_bytes(self.found / QUALITY_FILE, content)
         return stats
 
+    def _judge(self, recipe: Recipe, samples: Samples, stats: Stats) -> None:
+        """Write the report, and refuse a recipe that does not pass the gate."""
+        limits, report = self.options.limits, self.found / REPORT_FILE
+        problems = check_stats(recipe, stats, limits)
+        write_report(
+            report,
+            json.loads((self.found / QUALITY_FILE).read_text(encoding="utf-8")),
+            recipe=recipe,
+            checkpoint_name=checkpoint_name(self.checkpoint.folder),
+            samples=samples.held_out,
+            examples=self.conversations.held_out,
+            reference=Reference.load(self.found / REFERENCE_FILE),
+            decode=Tokenizer.load(self.checkpoint.folder).decode,
+            gate=limits.record(self.options.export.recipe),
+            problems=problems,
+        )
+        _refuse(f"recipe {recipe.name} ({report} shows more)", problems)
+
     def _forget_run(self) -> None:
         """Remove what the last run left: the next one has another recipe."""
         remove_journal(self.folder, STAGE)
@@ -227,7 +254,8 @@ class _Calibration:
 
     def export(self, recipe: Recipe, record: dict[str, Any]) -> Manifest:
         """Write the quantised neutral artifact."""
-        kept = [*self._scales(recipe), self.found / QUALITY_FILE, self.found / REFERENCE_FILE]
+        pages = (QUALITY_FILE, REFERENCE_FILE, REPORT_FILE)
+        kept = [*self._scales(recipe), *(self.found / name for name in pages)]
         calibrated = Calibrated(
             scales=self.found / "scales" / recipe.name,
             record=record,

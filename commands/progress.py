@@ -23,6 +23,7 @@ def showing() -> Iterator[Progress]:
         bars.BarColumn(),
         bars.TaskProgressColumn(),
         bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
         console=Console(stderr=True, markup=False),
     ) as display:
         tasks: dict[str, bars.TaskID] = {}

@@ -221,7 +221,7 @@ class _Step:
         handles = []
         if scales is not None:
             comparison.weights = weight_errors(module, sources, recipe, scales)
-            handles = round_inputs(module, recipe, scales.inputs, DTYPES[recipe.base])
+            handles = round_inputs(module, recipe, scales.inputs)
         distances = self._run_held_out(module, recipe.name, comparison)
         for handle in handles:
             handle.remove()

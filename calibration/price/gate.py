@@ -1,5 +1,6 @@
 """The gate: a calibration that has seen too little, or a recipe that loses too much, ends here."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -48,6 +49,8 @@ def parse_budget(text: str, base: Budget) -> Budget:
         try:
             key, factor = _BUDGET_NAMES[name]
             values[key] = float(number) * factor
+            if not 0 <= values[key] <= (math.inf if name == "kl" else 1):
+                raise ValueError(number)
         except (KeyError, ValueError) as error:
             raise InputError(
                 f"budget {word.strip()!r}: expected kl=NATS, top1=SHARE or em=POINTS, "
@@ -104,9 +107,9 @@ def check_price(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) ->
     if price is None:
         return []
     budget, problems = limits.budget or recipe.budget, []
-    if price["kl_mean"] > budget.kl:
+    if not price["kl_mean"] <= budget.kl:
         problems.append(f"mean KL {price['kl_mean']:.4f} is over the budget of {budget.kl:g}")
-    if price["top1"] < budget.top1:
+    if not price["top1"] >= budget.top1:
         problems.append(f"top-1 agreement {price['top1']:.4f} is below {budget.top1:g}")
     if "exact_match" in price:
         lost = price["exact_match_reference"] - price["exact_match"]

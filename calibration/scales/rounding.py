@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from export.quantised.codes import LARGEST, round_to
-from export.quantised.matrix import storable
 from export.quantised.storage import quantised_places
 from export.recipe.recipe import ActivationFormat, Recipe
 
 _BLOCK = 16
+_TINY = 2.0**-24
+"""Smallest dynamic scale."""
 
 
 def round_inputs(
-    module: nn.Module, recipe: Recipe, input_scales: Mapping[str, Tensor], base: torch.dtype
+    module: nn.Module, recipe: Recipe, input_scales: Mapping[str, Tensor]
 ) -> list[RemovableHandle]:
     """Round what meets quantised parameters, as the recipe says, until the handles are removed.
 
@@ -27,7 +28,6 @@ def round_inputs(
         module: one of `export.modules`.
         recipe: the recipe.
         input_scales: by parameter; needed for static formats and NVFP4.
-        base: type of dynamic scales.
     """
     done: set[str] = set()
     handles = []
@@ -35,7 +35,7 @@ def round_inputs(
         if part.activations is None or place.port is None or place.port in done:
             continue
         done.add(place.port)
-        rounding = _rounding(part.activations, input_scales.get(place.reads_with), base)
+        rounding = _rounding(part.activations, input_scales.get(place.reads_with))
         port = module.get_submodule(place.port)
         handles.append(port.register_forward_pre_hook(_replacing_first(rounding)))
     return handles
@@ -47,11 +47,9 @@ def _replacing_first(
     return lambda _, inputs: (rounding(inputs[0]), *inputs[1:])
 
 
-def _rounding(
-    form: ActivationFormat, scale: Tensor | None, base: torch.dtype
-) -> Callable[[Tensor], Tensor]:
+def _rounding(form: ActivationFormat, scale: Tensor | None) -> Callable[[Tensor], Tensor]:
     if form.scale == "dynamic" and form.codes != "nvfp4":
-        return lambda x: _to_step(x, storable(x.abs().amax() / LARGEST[form.codes], base), form)
+        return lambda x: _to_step(x, (x.abs().amax() / LARGEST[form.codes]).clamp_min(_TINY), form)
     if scale is None:
         raise RuntimeError(f"{form}: no scale was found")
     fixed = scale
@@ -62,6 +60,8 @@ def _rounding(
 
 def _to_step(x: Tensor, scale: Tensor, form: ActivationFormat) -> Tensor:
     step = scale.float()
+    if form.codes == "int8":  # QuantizeLinear's range: what weights leave out, -128, is in it
+        return (x / step).round().clamp(-128, 127) * step
     return round_to(x / step, form.codes) * step
 
 

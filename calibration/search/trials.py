@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from export.checkpoint.reader import Checkpoint
 from export.graph.journal import Journal, key_of, remove_journal
-from export.graphs import plan_graphs
-from export.quantised.places import places
+from export.recipe.fit import check_recipe
 from export.recipe.recipe import Budget, Part, PartRecipe, Recipe
+from export.recipe.sizes import Parameter, parameters, part_sizes
 from runtime.errors import GateError
 from runtime.files import write_bytes
 from runtime.progress import Progress, silent
@@ -25,7 +23,6 @@ STAGE = "calibrate-trials"
 _FOLDER = "trials"
 _CHOICE_FILE = "choice.json"
 _STRICTER = 0.6
-_SCALE_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +42,8 @@ class Search:
 
     def trials(self, inputs: dict[str, Any]) -> list[Trial]:
         """Measure every part in every format, alone; journaled like any pass."""
-        sizes = _part_sizes(self.checkpoint, self.layers)
-        forms = candidates(lambda recipe: _can_take(recipe, sizes))
+        config = self.checkpoint.config
+        forms = candidates(lambda recipe: not check_recipe(recipe, config))
         recipes = [trial_recipe(part, form) for part, some in forms.items() for form in some]
         way = Pass(
             checkpoint=self.checkpoint,
@@ -60,7 +57,8 @@ class Search:
         )
         stats = way.run(Journal(self.root, STAGE, key_of(inputs)), self.root)
         prices = {name: one["price"] for name, one in stats["head"]["recipes"].items()}
-        return read_trials(forms, prices, lambda part, form: _active_bytes(sizes[part], form))
+        found = parameters(config, self.layers)
+        return read_trials(forms, prices, lambda part, form: _active_bytes(found, part, form))
 
     def choice(self, trials: list[Trial]) -> Recipe:
         """Give the recipe for the strictness that is in force.
@@ -95,41 +93,7 @@ class Search:
         remove_journal(self.root, STAGE)
 
 
-_Shapes = list[tuple[int, int, float]]
-
-
-def _part_sizes(checkpoint: Checkpoint, layers: list[int]) -> dict[Part, _Shapes]:
-    """For each part its matrices: inputs, numbers in all, share that one token reads."""
-    config = checkpoint.config
-    decoder = config.decoder
-    found: dict[Part, _Shapes] = {}
-    for plan in plan_graphs(config, torch.float32, layers, taps=False):
-        module = plan.build()
-        for place in places(module):
-            shape = module.get_parameter(place.parameter).shape
-            share = 1.0
-            if place.part in ("vision", "projector"):
-                share = 0.0
-            elif place.part == "experts":
-                share = decoder.experts_per_token / decoder.num_experts
-            found.setdefault(place.part, []).append((shape[-2], shape.numel(), share))
-    return found
-
-
-def _can_take(recipe: Recipe, sizes: dict[Part, _Shapes]) -> bool:
-    """Whether the groups of a recipe divide every matrix."""
-    return all(
-        part.weights.group is None or inputs % part.weights.group == 0
-        for name, part in recipe.parts.items()
-        for inputs, _, _ in sizes.get(name, [])
-    )
-
-
-def _active_bytes(shapes: _Shapes, form: PartRecipe | None) -> float:
-    if form is None:
-        return sum(2.0 * count * share for _, count, share in shapes)
-    group = form.weights.group
-    return sum(
-        count * share * (form.weights.bits + _SCALE_BITS / (group or inputs)) / 8
-        for inputs, count, share in shapes
-    )
+def _active_bytes(found: list[Parameter], part: Part, form: PartRecipe | None) -> int:
+    """Bytes of a part that one generated token reads, in a format or in the base type."""
+    recipe = Recipe(name="", parts={part: form} if form else {})
+    return next((one.active_bytes for one in part_sizes(found, recipe) if one.part == part), 0)

@@ -23,6 +23,10 @@ from .matrix import Scales, quantise, rounded
 from .places import Place, places
 from .scales_file import GraphScales
 
+_BLOCK_ELEMENTS = 1 << 24
+_ROWS = 128
+"""Rows come in multiples of this: all groups divide it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
@@ -73,15 +77,9 @@ class Codes:
         return self.source.shape
 
     def blocks(self) -> Iterator[memoryview]:
-        """Yield the codes of one matrix after the other."""
-        for values, scales in self._matrices():
+        """Yield the codes of some rows after the others."""
+        for values, scales in _scaled_blocks(self.source, self.factor, self.scales, self.form):
             yield to_bytes(quantise(values, scales, self.form), self.form.codes)
-
-    def _matrices(self) -> Iterator[tuple[Tensor, Scales]]:
-        for index, part in enumerate(weighted_parts(self.source, self.factor)):
-            stacked = len(self.source.tensors) > 1
-            step = self.scales.step[index] if stacked else self.scales.step
-            yield part, replace(self.scales, step=step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +187,31 @@ def stored_step(scales: Scales, form: WeightFormat) -> Tensor:
 def meaning(
     source: Source, scales: GraphScales, form: WeightFormat | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what a parameter is before and after quantisation, fp32, matrix by matrix of a stack.
+    """Yield what a parameter is before and after quantisation, fp32, some rows after the others.
 
     Both are balanced; without a format they are the same.
     """
-    stacked = len(source.tensors) > 1
-    for index, part in enumerate(weighted_parts(source, scales.factors.get(source.name))):
-        if form is None:
+    factor = scales.factors.get(source.name)
+    if form is None:
+        for part in weighted_parts(source, factor):
             yield part, part
+        return
+    for block, its in _scaled_blocks(source, factor, scales.weights[source.name], form):
+        yield block, rounded(block, its, form)
+
+
+def _scaled_blocks(
+    source: Source, factor: Factor | None, scales: Scales, form: WeightFormat
+) -> Iterator[tuple[Tensor, Scales]]:
+    """Yield rows of a parameter's matrices with their scales: whole groups, a bounded number."""
+    stacked = len(source.tensors) > 1
+    for index, part in enumerate(weighted_parts(source, factor)):
+        step = scales.step[index] if stacked else scales.step
+        if part.dim() != 2:
+            yield part, replace(scales, step=step)
             continue
-        found = scales.weights[source.name]
-        step = found.step[index] if stacked else found.step
-        yield part, rounded(part, replace(found, step=step), form)
+        rows = max(1, _BLOCK_ELEMENTS // part.shape[1] // _ROWS) * _ROWS
+        for start in range(0, len(part), rows):
+            group = form.group
+            some = step if group is None else step[start // group : (start + rows) // group]
+            yield part[start : start + rows], replace(scales, step=some)

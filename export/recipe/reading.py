@@ -1,5 +1,6 @@
 """Recipes from TOML files, checked as a whole."""
 
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -78,6 +79,8 @@ def recipe_from_values(values: Mapping[str, Any], name: str, origin: str) -> Rec
     """
     problems: list[str] = []
     _unknown(values, ("summary", "base", "parts", "budget"), "", problems)
+    if not isinstance(values.get("summary", ""), str):
+        problems.append(f"summary = {values['summary']!r}: expected text")
     base = values.get("base", "bf16")
     if base not in BASES:
         problems.append(f"base = {base!r}: expected one of {', '.join(BASES)}")
@@ -101,7 +104,7 @@ def _part(values: dict[str, Any], where: str, problems: list[str]) -> PartRecipe
     before = len(problems)
     checks: dict[str, Callable[[Any], bool]] = {
         "weights": _one_of(WeightFormat, "codes"),
-        "group": lambda value: value in _GROUPS,
+        "group": lambda value: type(value) is int and value in _GROUPS,
         "activations": _one_of(ActivationFormat, "codes"),
         "scale": _one_of(ActivationFormat, "scale"),
         "observer": _one_of(ActivationFormat, "observer"),
@@ -117,6 +120,8 @@ def _part(values: dict[str, Any], where: str, problems: list[str]) -> PartRecipe
     if len(problems) > before:
         return None
     problems += [f"{where}: {problem}" for problem in _contradictions(values)]
+    if where == "parts.kv_b" and "activations" in values:
+        problems.append(f"{where}: its inputs are not rounded in any recipe; leave activations out")
     group = 16 if values["weights"] == "nvfp4" else values.get("group")
     return PartRecipe(
         weights=WeightFormat(codes=values["weights"], group=group),
@@ -150,6 +155,10 @@ def _contradictions(values: dict[str, Any]) -> list[str]:
         found.append("activations in nvfp4 have dynamic scales")
     if acts is None and ("scale" in values or "observer" in values):
         found.append("scale and observer are about activations, and none are rounded")
+    if "observer" in values and values.get("scale") == "dynamic":
+        found.append("observer chooses static scales, and scale is dynamic")
+    if "strength" in values and values.get("balance") != "smooth":
+        found.append("strength is about balance = 'smooth'")
     if values.get("balance") == "smooth" and acts is None:
         found.append("balance = 'smooth' makes activations easier to round, and none are")
     return found
@@ -160,8 +169,10 @@ def _budget(values: dict[str, Any], problems: list[str]) -> Budget:
     _unknown(values, known, "budget.", problems)
     for key in known:
         value = values.get(key, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            problems.append(f"budget.{key} = {value!r}: expected a number from 0")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= (math.inf if key == "kl" else 1):
+            most = "" if key == "kl" else " to 1"
+            problems.append(f"budget.{key} = {value!r}: expected a number from 0{most}")
     given = {key: values[key] for key in known if key in values}
     return Budget(**given)
 
@@ -178,7 +189,9 @@ def _unknown(
     values: Mapping[str, Any], known: Sequence[str], where: str, problems: list[str]
 ) -> None:
     problems += [
-        f"{where}{key}: unknown; known are {', '.join(known)}" for key in values if key not in known
+        f"{where}{key if key.isidentifier() else repr(key)}: unknown; known are {', '.join(known)}"
+        for key in values
+        if key not in known
     ]
 
 

@@ -83,9 +83,12 @@ class PartRecipe:
             found["activations"] = self.activations.codes
             if self.activations.codes != "nvfp4":
                 found["scale"] = self.activations.scale
-            found["observer"] = self.activations.observer
+            if self.activations.scale == "static":
+                found["observer"] = self.activations.observer
         if self.balance != "none":
-            found |= {"balance": self.balance, "strength": self.strength}
+            found["balance"] = self.balance
+        if self.balance == "smooth":
+            found["strength"] = self.strength
         return found | ({"clip": True} if self.clip else {})
 
     def __str__(self) -> str:
