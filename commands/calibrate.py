@@ -33,6 +33,7 @@ def calibrate(
     with progress.showing() as report:
         manifest = calibrate_checkpoint(source, artifact, chosen, report)
     show_price(artifact, manifest, as_json=json)
+    output.note(f"report: {artifact / 'calibration' / 'report.html'}")
     output.note(f"next: {summary.command_text('build', artifact)}")
 
 

@@ -41,6 +41,8 @@ def compile_checkpoint(
     price: dict[str, float] = dict(manifest.prices.get(target, {}))
     facts = {**summary.artifact_summary(artifact, manifest), **largest, **price}
     output.facts(facts, as_json=json)
+    if calibration is not None:
+        output.note(f"report: {artifact / 'calibration' / 'report.html'}")
     question = "What is in this picture?"
     output.note(f"next: {summary.command_text('run', artifact, '--image', 'PICTURE', question)}")
 

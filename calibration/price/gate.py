@@ -108,11 +108,11 @@ def check_price(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) ->
         return []
     budget, problems = limits.budget or recipe.budget, []
     if not price["kl_mean"] <= budget.kl:
-        problems.append(f"mean KL {price['kl_mean']:.4f} is over the budget of {budget.kl:g}")
+        problems.append(f"mean KL {price['kl_mean']:.3g} is over the budget of {budget.kl:g}")
     if not price["top1"] >= budget.top1:
-        problems.append(f"top-1 agreement {price['top1']:.4f} is below {budget.top1:g}")
+        problems.append(f"top-1 agreement {price['top1']:.4g} is below {budget.top1:g}")
     if "exact_match" in price:
         lost = price["exact_match_reference"] - price["exact_match"]
         if lost > budget.exact_match:
-            problems.append(f"exact match falls by {lost:.4f}, allowed {budget.exact_match:g}")
+            problems.append(f"exact match falls by {lost:.3g}, allowed {budget.exact_match:g}")
     return problems

@@ -35,7 +35,10 @@ def choices_section(choices: Sequence[Mapping[str, Any]], budget: float) -> Sect
         name="choices",
         title="Sensitivity",
         content=(
-            prose("Each part in each format alone, everything else in the base type."),
+            prose(
+                "Each part in each format alone, everything else in the base type.",
+                "Vision and projector are read once for an image, not for each token.",
+            ),
             table("Loss and size of each trial", _COLUMNS, *bodies),
         ),
     )

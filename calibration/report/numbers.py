@@ -56,7 +56,7 @@ def size(num_bytes: float) -> str:
     power = 0
     while num_bytes >= 1000 and power < len(_UNITS) - 1:
         num_bytes, power = num_bytes / 1000, power + 1
-    return f"{num_bytes:.3g}{_SPACE}{_UNITS[power]}"
+    return f"{number(num_bytes)}{_SPACE}{_UNITS[power]}"
 
 
 def several(value: int, one: str, many: str | None = None) -> str:

@@ -182,7 +182,7 @@ def test_choices_of_a_search_are_shown_if_there_was_one(told: list[Told], tmp_pa
     ]
     text = text_of(write(tmp_path / "r.html", told, quality))
     assert "expertsint4/320.030020.0 %97.0 %12.3 MB✓ chosen" in text
-    assert "expertsint4/1280.030020.0 %97.0 %11 MB" in text
+    assert "expertsint4/1280.030020.0 %97.0 %11.0 MB" in text
 
 
 def test_a_changed_token_is_marked_in_both_lines(told: list[Told], tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_share_is_never_rounded_up_to_all(share: float, text: str) -> None:
 def test_sizes_are_decimal() -> None:
     shown = [size(num_bytes) for num_bytes in (0, 999.0, 2.5e6, 3.14159e10)]
     assert shown == [
-        text.replace(" ", "\u00a0") for text in ("0 bytes", "999 bytes", "2.5 MB", "31.4 GB")
+        text.replace(" ", "\u00a0") for text in ("0 bytes", "999 bytes", "2.50 MB", "31.4 GB")
     ]
 
 
