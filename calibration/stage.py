@@ -266,6 +266,8 @@ class _Calibration:
             self.checkpoint, self.folder, wanted, self.progress, calibrated=calibrated
         )
         remove_journal(self.folder, STAGE)
+        for name in ("stats", "work"):  # all that matters of them is in `QUALITY_FILE`
+            shutil.rmtree(self.found / name, ignore_errors=True)
         return manifest
 
 

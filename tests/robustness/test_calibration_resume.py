@@ -39,6 +39,8 @@ def test_a_killed_calibration_ends_the_same_when_it_is_run_again(
     wanted = tree(straight)
     assert any(name.endswith("layer_01.safetensors") for name in map(str, wanted))
     assert leftovers(straight) == []
+    left = {path.name for path in (straight / "calibration").iterdir()}
+    assert left == {"quality.json", "reference.safetensors", "report.html", "scales"}
     for index in range(1, len(whole.events), EVERY):
         folder = tmp_path / str(index)
         killed = tool(*words(folder), dies_at=index)
