@@ -25,6 +25,7 @@ NARROW = 500  # less than this no window can be
 TIMEOUT_S = 90
 MEASURE = """
 <script>
+addEventListener("load", () => {  // not before: a request counts when it has ended
   const box = (one) => { const b = one.getBoundingClientRect(); return [b.width, b.height]; };
   const all = (what) => [...document.querySelectorAll(what)];
   const found = {
@@ -38,6 +39,7 @@ MEASURE = """
     back: getComputedStyle(document.body).backgroundColor,
   };
   document.title = JSON.stringify(found);
+});
 </script>
 """
 

@@ -1,0 +1,3 @@
+"""What the tests of calibration share."""
+
+from tests.examples.conftest import one_thread as one_thread
