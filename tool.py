@@ -17,6 +17,7 @@ from commands.eval import eval_
 from commands.export import export
 from commands.inspect import inspect
 from commands.outcome import status_of
+from commands.plan import plan
 from commands.run import run
 from commands.synth import synth
 from commands.verify import verify
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 # In the order of the work.
 app.command("doctor")(doctor)
+app.command("plan")(plan)
 app.command("synth")(synth)
 app.command("export")(export)
 app.command("calibrate")(calibrate)

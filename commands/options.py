@@ -258,6 +258,23 @@ ShowThinkingOption = Annotated[
     ),
 ]
 
+PlanTargetOption = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Where it shall run: cpu, or rtx:smNN, such as rtx:sm89."),
+]
+SamplesOption = Annotated[
+    int,
+    typer.Option(
+        min=5, metavar="N", help="Conversations of a calibration, the held-out ones included."
+    ),
+]
+SampleTokensOption = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Tokens of each, image tokens included; half are taken as such."
+    ),
+]
+
 
 def layers_from_text(text: str | None) -> tuple[int, ...] | None:
     """Read `--layers`; whether the model has them is seen later."""

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": set(),
     "export/graph": {"runtime", "export.graph"},
     "export": {"runtime", "export"},
-    "engines": {"runtime", "export.graph", "engines"},
+    "engines": {"runtime", "export.graph", "export.recipe", "engines"},
     "calibration": {"runtime", "export", "calibration"},
     "commands": TOOLKIT | {"commands"},
     "commands/cli_page.py": {"commands", "tool"},

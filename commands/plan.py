@@ -1,0 +1,186 @@
+"""`plan`: what a recipe takes, before anything runs."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import InputError, UnsupportedError, describe_problems
+
+from . import options, output
+from .flag_groups import LimitFlags, with_flag_groups
+
+if TYPE_CHECKING:
+    from engines.costs import Speed, StageCost
+    from engines.plan import CacheSize, Plan, Verdict
+    from engines.targets import Target
+    from engines.work import Work
+    from export.checkpoint.outline import Outline
+    from export.recipe.recipe import Recipe
+    from export.recipe.sizes import PartSize
+
+
+@with_flag_groups
+def plan(
+    checkpoint: options.CheckpointArgument,
+    *,
+    recipe: options.RecipeOption = "fp32",
+    target: options.PlanTargetOption = "cpu",
+    layers: options.LayersOption = None,
+    revision: options.RevisionOption = None,
+    samples: options.SamplesOption = 128,
+    sample_tokens: options.SampleTokensOption = 512,
+    limits: LimitFlags,
+    json: options.JsonOption = False,
+) -> None:
+    """Tell what a recipe takes, before anything runs.
+
+    Bytes of each part, cache, memory, disk and time of each stage, and which targets can take the
+    recipe. From config and headers alone: no weight is read, and of a hub id only the small files.
+    Fails if the recipe does not fit the model, or the target cannot take it.
+    """
+    kept = options.layers_from_text(layers)
+    from engines.plan import make_plan
+    from engines.targets import find_target
+    from engines.work import SampleCount, Work
+    from export.checkpoint.outline import Outline
+
+    place = find_target(target)
+    outline = Outline.read(checkpoint, revision=revision, layers=kept)
+    work = Work(
+        config=outline.config,
+        recipe=_load_recipe(recipe, outline),
+        layers=outline.layers,
+        limits=limits.make_options().limits(outline.config, outline.rule),
+        samples=SampleCount(conversations=samples, tokens=sample_tokens),
+        is_made_from_seed=outline.values == "seed",
+    )
+    made = make_plan(work, place)
+    if json:
+        head = {"checkpoint": checkpoint, "values": outline.values, "target": target}
+        output.json_value({**head, **_fields(made, work)})
+    else:
+        _show(made, work, place)
+    if outline.values == "absent":
+        output.note(f"note: {checkpoint} has no weights yet; its config and image rule are enough")
+    _check_target(made, target, work.recipe.name)
+
+
+def _load_recipe(name: str, outline: "Outline") -> "Recipe":
+    """Load a recipe that fits the model."""
+    from export.recipe.fit import check_recipe
+    from export.recipe.reading import load_recipe
+
+    recipe = load_recipe(name)
+    if recipe.is_searched:
+        raise InputError(
+            f"recipe {name}: its parts are found by measurement; plan one of those that it "
+            "chooses between, such as int8-weight-only or int4"
+        )
+    problems = check_recipe(recipe, outline.config)
+    if problems:
+        raise InputError(describe_problems(f"recipe {name}, every target", problems))
+    return recipe
+
+
+def _check_target(made: "Plan", target: str, recipe: str) -> None:
+    verdict = next(one for one in made.targets if one.target == target)
+    if not verdict.takes:
+        where = f"target {target} cannot take recipe {recipe}"
+        raise UnsupportedError(describe_problems(where, verdict.reasons))
+
+
+def _fields(made: "Plan", work: "Work") -> dict[str, Any]:
+    return {
+        "recipe": work.recipe.name,
+        "precision": work.recipe.values(),
+        "layers": list(work.layers),
+        "parts": [_part_fields(part) for part in made.parts],
+        "total": _part_fields(made.total),
+        "cache": asdict(made.cache),
+        "limits": asdict(work.limits),
+        "largest_image": {
+            "patches": work.limits.max_patches,
+            "tokens": work.limits.max_patches // 4,
+        },
+        "samples": asdict(work.samples),
+        "stages": [asdict(stage) for stage in made.stages],
+        "speed": asdict(made.speed) if made.speed else None,
+        "targets": [asdict(verdict) for verdict in made.targets],
+    }
+
+
+def _part_fields(part: "PartSize") -> dict[str, Any]:
+    return {**asdict(part), "stored_bytes": part.stored_bytes}
+
+
+def _show(made: "Plan", work: "Work", target: "Target") -> None:
+    columns: tuple[str, ...]
+    columns = ("part", "format", "parameters", "codes", "scales", "stored", "read for a token")
+    output.table(columns, [_part_row(part) for part in (*made.parts, made.total)])
+    output.heading("cache and largest image")
+    output.table((), _cache_rows(made.cache, work))
+    samples = work.samples
+    calibrated = f"; {samples.conversations} conversations of {samples.tokens} tokens"
+    output.heading(
+        "stages: estimates, on one core of 2.6 GHz"
+        + (calibrated if work.recipe.is_quantised else "")
+    )
+    columns = ("stage", "memory", "disk needed", "left", "time", "memory is")
+    output.table(columns, [_stage_row(stage) for stage in made.stages])
+    if made.speed is None:
+        output.heading(
+            f"{target.name} is not built by this version: no estimates of build, verify and run"
+        )
+    else:
+        output.heading("requests: estimates, on one core of 2.6 GHz")
+        output.table((), _speed_rows(made.speed))
+    output.heading("targets")
+    columns = ("target", "takes the recipe", "built by this version", "why, or what to know")
+    output.table(columns, [_verdict_row(verdict) for verdict in made.targets])
+
+
+def _part_row(part: "PartSize") -> tuple[str, ...]:
+    sizes = (part.code_bytes, part.scale_bytes, part.stored_bytes, part.active_bytes)
+    return (part.part, part.format, f"{part.parameters:,}", *map(output.size, sizes))
+
+
+def _cache_rows(cache: "CacheSize", work: "Work") -> list[tuple[str, str]]:
+    limits = work.limits
+    always = "" if cache.dtype == work.recipe.base else ", in every recipe"
+    return [
+        ("type", cache.dtype + always),
+        ("one token", output.size(cache.token_bytes)),
+        (f"a slot of {limits.max_tokens} tokens", output.size(cache.slot_bytes)),
+        (f"all slots ({limits.max_slots})", output.size(cache.total_bytes)),
+        ("largest image", f"{limits.max_patches} patches, {limits.max_patches // 4} tokens"),
+    ]
+
+
+def _stage_row(stage: "StageCost") -> tuple[str, ...]:
+    sizes = (stage.memory_bytes, stage.disk_bytes, stage.left_bytes)
+    return (stage.stage, *map(output.size, sizes), _duration(stage.time_s), stage.memory_of)
+
+
+def _speed_rows(speed: "Speed") -> list[tuple[str, str]]:
+    return [
+        ("largest image", _duration(speed.largest_image_s)),
+        ("prompt", _speed(speed.prompt_tokens_per_s)),
+        ("answer", _speed(speed.new_tokens_per_s)),
+    ]
+
+
+def _speed(tokens_per_s: float) -> str:
+    shown = f"{tokens_per_s:.2g}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}"
+    return f"{shown} tokens/s"
+
+
+def _verdict_row(verdict: "Verdict") -> tuple[str, ...]:
+    answers = ("yes" if answer else "no" for answer in (verdict.takes, verdict.is_built))
+    return (verdict.target, *answers, "; ".join(verdict.reasons) or verdict.remark)
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as roughly as it is known."""
+    for unit, scale in (("h", 3600), ("min", 60)):
+        if seconds >= scale:
+            return f"{seconds / scale:.2g} {unit}"
+    return f"{seconds:.2g} s"

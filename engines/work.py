@@ -1,0 +1,91 @@
+"""What stages have to do: one model in one recipe, its limits, the samples of a calibration."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from export.recipe.recipe import PartRecipe, Recipe
+from export.recipe.sizes import Parameter, graph_bytes, parameters, recipe_of
+from runtime import names
+from runtime.config import KimiVLConfig
+from runtime.limits import Limits
+
+IMAGE_SHARE = 0.5
+"""Of the tokens of a sample."""
+HELD_OUT_SHARE, MOST_HELD_OUT = 5, 100
+"""A fifth of the conversations, at most a hundred, as `calibrate` does it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCount:
+    """How much a calibration runs through the model."""
+
+    conversations: int = 128
+    tokens: int = 512
+    """Of one conversation, image tokens included."""
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens that are run in fp32."""
+        return self.conversations * self.tokens
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Tokens that are run as the recipe has them, too."""
+        return min(MOST_HELD_OUT, self.conversations // HELD_OUT_SHARE) * self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One model in one recipe, and what is asked of it."""
+
+    config: KimiVLConfig
+    recipe: Recipe
+    layers: tuple[int, ...]
+    limits: Limits
+    samples: SampleCount = field(default_factory=SampleCount)
+    is_made_from_seed: bool = False
+    """Whether the checkpoint's values are made when they are read."""
+
+    @cached_property
+    def parameters(self) -> list[Parameter]:
+        """What the graphs and the embedding table hold."""
+        return parameters(self.config, self.layers)
+
+    @cached_property
+    def graphs(self) -> dict[str, list[Parameter]]:
+        """Parameters of each graph."""
+        found: dict[str, list[Parameter]] = {}
+        for parameter in self.parameters:
+            if parameter.graph != names.EMBEDDING:
+                found.setdefault(parameter.graph, []).append(parameter)
+        return found
+
+    @cached_property
+    def weights_bytes(self) -> int:
+        """The neutral artifact's weights and embedding table."""
+        return sum(graph_bytes(self.parameters, self.recipe).values())
+
+    @property
+    def experts(self) -> PartRecipe | None:
+        """How the experts are quantised."""
+        return self.recipe.parts.get("experts")
+
+    @property
+    def maps_experts(self) -> bool:
+        """Whether `cpu` reads the experts as they lie in the file."""
+        return self.recipe.base == "fp32" and self.experts is None
+
+    @property
+    def runs_all_experts(self) -> bool:
+        """Whether `cpu` computes every expert: its operator cannot round between two halves."""
+        return self.experts is not None and self.experts.activations is not None
+
+    def codes_of(self, parameter: Parameter) -> str | None:
+        """What a parameter is quantised to; None where it is not."""
+        part = recipe_of(parameter, self.recipe)
+        return None if part is None else part.weights.codes
+
+    def is_searched(self, parameter: Parameter) -> bool:
+        """Whether calibration tries several scales or factors for a parameter."""
+        part = recipe_of(parameter, self.recipe)
+        return part is not None and (part.clip or part.balance == "activation-aware")
