@@ -78,7 +78,7 @@ def encode(example: Example, prompts: PromptEncoder, max_tokens: int) -> Sample:
     if len(ids) > max_tokens:
         raise InputError(
             f"a conversation of {len(ids)} tokens is longer than the limit of {max_tokens}; "
-            "raise --max-tokens or shorten it"
+            "shorten it or leave it out"
         )
     is_image = ids == prompts.media_token_id
     positions = np.arange(start, len(ids) - 1)

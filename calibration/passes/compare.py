@@ -13,6 +13,8 @@ from export.quantised.storage import meaning, quantised_places
 from export.recipe.recipe import Recipe
 from export.sources import Source, fill_parts
 
+from ..digits import six_digits
+
 
 @dataclass(kw_only=True)
 class Comparison:
@@ -46,13 +48,13 @@ class Comparison:
         """`error` (root of the relative square error), `weights`, perhaps `experts`."""
         found: dict[str, Any] = {"is_finite": self.is_finite, "weights": self.weights}
         if self.total:
-            found["error"] = _short((self.lost / self.total) ** 0.5)
+            found["error"] = six_digits((self.lost / self.total) ** 0.5)
         if self.num_experts:
             margins = torch.cat(self.flipped_margins)
             found["experts"] = {
-                "agreement": _short(self.same_experts / self.num_experts),
+                "agreement": six_digits(self.same_experts / self.num_experts),
                 "flipped_tokens": len(margins),
-                "flip_margin": _short(float(margins.mean())) if len(margins) else None,
+                "flip_margin": six_digits(float(margins.mean())) if len(margins) else None,
             }
         return found
 
@@ -69,7 +71,7 @@ def weight_errors(
         with torch.no_grad():
             fill_parts(module.get_parameter(source.name), filled)
         if form is not None:
-            errors[source.name] = _short((filled.lost / (filled.total or 1.0)) ** 0.5)
+            errors[source.name] = six_digits((filled.lost / (filled.total or 1.0)) ** 0.5)
     return errors
 
 
@@ -86,8 +88,3 @@ class _Filled:
             self.lost += float((after - before).double().square().sum())
             self.total += float(before.double().square().sum())
             yield after
-
-
-def _short(value: float) -> float:
-    """Six significant digits: the same on machines that add in another order."""
-    return float(f"{value:.6g}")

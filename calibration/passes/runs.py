@@ -13,9 +13,6 @@ from runtime.prompt.patches import PatchedImage, position_weights
 
 from ..data.samples import Sample
 
-EMBEDDING = "embedding"
-"""Between the projector and the first layer: no graph, but a step of the way."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:

@@ -34,7 +34,7 @@ from ..scales.observe import Observer
 from ..scales.rounding import round_inputs
 from .compare import Comparison, weight_errors
 from .rows import Rows, RowsReader
-from .runs import EMBEDDING, Samples, embed, run_head, run_layer, run_vision, tail_shape
+from .runs import Samples, embed, run_head, run_layer, run_vision, tail_shape
 
 STAGE = "calibrate"
 REFERENCE = "reference"
@@ -107,9 +107,9 @@ class Pass:
 
 
 def _with_embedding(graphs: list[str]) -> list[str]:
-    """Put the embedding behind the projector."""
+    """Put the embedding behind the projector: no graph, but a step of the way."""
     place = graphs.index(names.PROJECTOR) + 1
-    return [*graphs[:place], EMBEDDING, *graphs[place:]]
+    return [*graphs[:place], names.EMBEDDING, *graphs[place:]]
 
 
 class _Step:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from runtime.files import write_bytes
 
+from ..digits import six_digits
+
 KEPT = 64
 STABLE_GAP = 0.1
 """In nats: at a smaller gap between the first and the second token, the first is a coin toss."""
@@ -104,17 +106,12 @@ class Distance:
         """Sum up: `kl_mean`, `kl_p99`, `top1` (agreement on stable positions), `positions`."""
         stable = self.agrees[self.is_stable]
         return {
-            "kl_mean": _rounded(self.kl.mean()),
-            "kl_p99": _rounded(torch.tensor(np.quantile(self.kl.numpy(), 0.99))),
-            "top1": _rounded(stable.double().mean()) if len(stable) else 1.0,
+            "kl_mean": six_digits(float(self.kl.mean())),
+            "kl_p99": six_digits(float(np.quantile(self.kl.numpy(), 0.99))),
+            "top1": six_digits(float(stable.double().mean())) if len(stable) else 1.0,
             "positions": len(self.kl),
         }
 
 
 def _rest(logs: Tensor) -> Tensor:
     return (1.0 - logs.exp().sum(dim=1, keepdim=True)).clamp_min(0.0)
-
-
-def _rounded(value: Tensor) -> float:
-    """Six significant digits: the same on machines that add in another order."""
-    return float(f"{float(value):.6g}")

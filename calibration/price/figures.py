@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data.samples import Sample
+from ..digits import six_digits
 from .distance import Distance, Reference
 
 
@@ -43,6 +44,6 @@ def _sample_price(distance: Distance) -> dict[str, Any]:
     places = (~distance.agrees).nonzero().flatten().tolist()
     kl = float(distance.kl.mean()) if len(distance.kl) else 0.0
     return {
-        "kl": float(f"{kl:.6g}"),
+        "kl": six_digits(kl),
         "differs": [[place, int(distance.chosen[place])] for place in places],
     }
