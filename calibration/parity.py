@@ -25,9 +25,11 @@ from runtime.config import KimiVLConfig
 from runtime.engine.onnx_session import open_session
 from runtime.prompt.patches import position_weights
 
-from .scales.rounding import round_inputs
+from .scales.rounding import round_cache, round_inputs
 
 Arrays = Mapping[str, NDArray[np.generic]]
+CACHE_TENSORS = (names.CACHE, names.CACHE_KEYS, names.CACHE_SCALES)
+"""What a layer with an int8 cache takes and gives in the place of one cache."""
 _SEED = 20260
 _BATCH, _TOKENS, _CACHED = 2, 5, 12
 _LENGTHS = (7, 2)
@@ -50,11 +52,19 @@ def measure_graph(artifact: Artifact, path: str, plan: GraphPlan, config: KimiVL
     manifest = artifact.manifest
     recipe = recipe_from_values(manifest.precision, manifest.recipe, str(artifact.folder))
     fill_from_graph(module, artifact.folder / manifest.graphs[plan.name], recipe)
+    round_cache(module, recipe, config.decoder.latent_rank)
     inputs = example_inputs(plan, config)
+    given = inputs
+    if recipe.cache is not None and plan.is_layer:
+        given = cached_as_codes(inputs, config.decoder.latent_rank, recipe.cache.group)
+        inputs = {**inputs, names.CACHE: meaning_of_codes(given)}
     with torch.no_grad():
         expected = module(*(torch.from_numpy(array) for array in inputs.values()))
     expected = expected if isinstance(expected, tuple) else (expected,)
-    found = open_session(artifact, path).run(None, inputs)
+    found = open_session(artifact, path).run(None, given)
+    if given is not inputs:
+        codes = dict(zip(CACHE_TENSORS, found[1 : 1 + len(CACHE_TENSORS)], strict=True))
+        found = [found[0], meaning_of_codes(codes), *found[1 + len(CACHE_TENSORS) :]]
     return max(relative_error(a, b.numpy()) for a, b in zip(found, expected, strict=True))
 
 
@@ -90,6 +100,27 @@ def example_inputs(plan: GraphPlan, config: KimiVLConfig) -> dict[str, NDArray[n
         names.ROWS: np.array([0, _TOKENS - 1, _BATCH * _TOKENS - 1], dtype=np.int64),
     }
     return {name: made[name] for name in plan.spec.inputs}
+
+
+def cached_as_codes(inputs: Arrays, rank: int, group: int) -> dict[str, NDArray[np.generic]]:
+    """Turn the cache (B, 1, T, R + rope) among a layer's inputs into codes, scales and keys."""
+    rows = inputs[names.CACHE].astype(np.float32)
+    groups = rows[..., :rank].reshape(*rows.shape[:-1], -1, group)
+    scales = np.abs(groups).max(axis=-1) / np.float32(127)
+    codes = np.round(groups / scales[..., None]).astype(np.int8)
+    made: dict[str, NDArray[np.generic]] = {
+        names.CACHE: codes.reshape(*rows.shape[:-1], rank),
+        names.CACHE_SCALES: scales,
+        names.CACHE_KEYS: np.ascontiguousarray(rows[..., rank:]),
+    }
+    return {**inputs, **made}
+
+
+def meaning_of_codes(cache: Arrays) -> NDArray[np.float32]:
+    """Give the rows (B, 1, T, R + rope) that codes, scales and keys stand for."""
+    codes, keys, scales = (cache[name].astype(np.float32) for name in CACHE_TENSORS)
+    groups = codes.reshape(*scales.shape, -1) * scales[..., None]
+    return np.concatenate([groups.reshape(codes.shape), keys], axis=-1)
 
 
 def fill_from_graph(module: nn.Module, neutral_graph: Path, recipe: Recipe) -> None:

@@ -250,7 +250,7 @@ class _Calibration:
         }
 
     def _scales(self, recipe: Recipe) -> list[Path]:
-        return sorted((self.found / "scales" / recipe.name).iterdir())
+        return sorted((self.found / "scales" / recipe.name).glob("*"))
 
     def export(self, recipe: Recipe, record: dict[str, Any]) -> Manifest:
         """Write the quantised neutral artifact."""

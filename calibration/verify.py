@@ -77,7 +77,7 @@ def verify_artifact(
 def tolerance(manifest: Manifest) -> float:
     """How far a graph of this artifact may be from its torch module."""
     recipe = recipe_from_values(manifest.precision, manifest.recipe, "the manifest's recipe")
-    is_rounded = any(part.activations for part in recipe.parts.values())
+    is_rounded = recipe.cache or any(part.activations for part in recipe.parts.values())
     return GRAPH_ROUNDED if is_rounded else GRAPH_FP32
 
 

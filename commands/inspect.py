@@ -1,6 +1,5 @@
 """`inspect`: what an artifact's manifest says. Loads no graph and no file but the manifest."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -47,11 +46,7 @@ def inspect(artifact: options.ArtifactArgument, *, json: options.JsonOption = Fa
 def cache_bytes(manifest: Manifest, target: str) -> dict[str, int]:
     """Compute what the latent cache of a target takes, for one slot and for all."""
     record = manifest.targets[target]
-    # The digits of a number format's name are its bits: float32, bfloat16, float8e4m3fn.
-    found = re.search(r"\d+", record.cache.dtype)
-    bits = int(found[0]) if found else 0
-    numbers = record.cache.width * record.limits.max_tokens * len(manifest.layers)
-    slot = numbers * bits // 8
+    slot = record.cache.token_bytes * record.limits.max_tokens * len(manifest.layers)
     return {"slot_bytes": slot, "total_bytes": slot * record.limits.max_slots}
 
 
@@ -70,7 +65,7 @@ def _print_target(manifest: Manifest, name: str, target: TargetRecord) -> None:
     output.heading(f"target {name}")
     values: dict[str, Any] = {
         **asdict(target.limits),
-        "cache": f"{target.cache.dtype}, {target.cache.width} numbers per token and layer",
+        "cache": ", ".join(f"{n} {t.width} {t.dtype}" for n, t in target.cache.tensors.items()),
         "cache_of_a_slot_bytes": cache["slot_bytes"],
         "cache_of_all_slots_bytes": cache["total_bytes"],
         "passes": list(target.passes),

@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from export.graph.journal import Journal, key_of, remove_journal
 from export.graph.weights_file import WEIGHTS_FOLDER, bind_weights, write_weights
+from export.recipe.reading import recipe_from_values
 from runtime.artifact.folder import Artifact
-from runtime.artifact.manifest import CacheRecord, FileRecord, Manifest, TargetRecord
+from runtime.artifact.manifest import FileRecord, Manifest, TargetRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, InputError, UnsupportedError
 from runtime.files import announced, exclusive, sha256_of, write_bytes
@@ -18,7 +19,9 @@ from runtime.progress import Progress, silent
 from runtime.prompt.patches import ImageRule, max_patches
 
 from . import cpu
+from .cache_layout import cache_record
 from .lowering import Lowered, Pass, lower
+from .targets import TARGETS
 
 STAGE = "build"
 DEFAULT_MAX_TOKENS = 8192
@@ -112,9 +115,11 @@ def _build(artifact: Artifact, target: str, options: BuildOptions, progress: Pro
     limits = check_build(target, options, config, artifact.model_folder)
     passes = PASSES[target]()
     manifest = artifact.manifest
+    recipe = recipe_from_values(manifest.precision, manifest.recipe, str(folder))
+    base = TARGETS[target].cache_type(recipe)
     record = TargetRecord(
         graphs={name: _lowered_path(path, target) for name, path in manifest.graphs.items()},
-        cache=CacheRecord(dtype="float32", width=config.decoder.latent_width),
+        cache=cache_record(config.decoder, recipe.cache, base),
         limits=limits,
         passes=tuple(step.name for step in passes),
     )

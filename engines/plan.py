@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from export.recipe.sizes import BASE_BYTES, PartSize, part_sizes, total_size
+from export.recipe.sizes import PartSize, part_sizes, total_size
 
+from .cache_layout import cache_record
 from .costs import Speed, StageCost, artifact_cost, cpu_costs, cpu_speed
 from .targets import TARGETS, Target, refusals
 from .work import Work
@@ -70,11 +71,12 @@ def make_plan(work: Work, target: Target) -> Plan:
 
 def cache_size(work: Work, target: Target) -> CacheSize:
     """Compute the bytes of the latent cache: one row per token and layer."""
-    dtype = target.cache_type(work.recipe)
-    token_bytes = BASE_BYTES[dtype] * work.config.decoder.latent_width * len(work.layers)
+    base, form = target.cache_type(work.recipe), work.recipe.cache
+    record = cache_record(work.config.decoder, form, base)
+    token_bytes = record.token_bytes * len(work.layers)
     slot_bytes = token_bytes * work.limits.max_tokens
     return CacheSize(
-        dtype=dtype,
+        dtype=f"{form}, keys {base}" if form else base,
         token_bytes=token_bytes,
         slot_bytes=slot_bytes,
         total_bytes=slot_bytes * work.limits.max_slots,

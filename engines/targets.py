@@ -35,11 +35,12 @@ class Target:
     int4_groups: tuple[int, ...]
     """Inputs that may share a scale in INT4."""
     cache: str | None = None
-    """Type of the latent cache; None: the recipe's base type."""
+    """Type of what the latent cache holds but for int8 codes; None: the recipe's base type."""
+    takes_int8_cache: bool = False
     remark: str = ""
 
     def cache_type(self, recipe: Recipe) -> str:
-        """Type in which this target caches: one of the base types, never a quantised one."""
+        """Type in which this target caches what is not int8: one of the base types."""
         return self.cache or recipe.base
 
 
@@ -62,6 +63,7 @@ _ALL = (
         codes=("int8", "int4", "fp8", "nvfp4"),
         int4_groups=(16, 32, 64, 128),
         cache="fp32",
+        takes_int8_cache=True,
         remark="computes in fp32, whatever the weights are stored in",
     ),
     _rtx(75, has_bf16=False),
@@ -105,6 +107,12 @@ def refusals(target: Target, recipe: Recipe) -> list[str]:
         if part.weights.codes == "int4" and group not in target.int4_groups:
             works = ", ".join(map(str, target.int4_groups))
             found.append(f"no int4 in groups of {group} ({name}): groups of {works} would work")
+    if recipe.cache is not None and not target.takes_int8_cache:
+        able = ", ".join(one.name for one in _ALL if one.takes_int8_cache)
+        found.append(
+            f"no {recipe.cache.latent} cache: leaving parts.cache out would work ({recipe.base}), "
+            f"or {recipe.cache.latent} on {able}"
+        )
     return found
 
 

@@ -33,6 +33,11 @@ class GraphPlan:
     """Make the module with memory reserved and no values."""
     spec: GraphSpec
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a decoder layer, with a cache."""
+        return names.CACHE in self.spec.inputs
+
 
 def plan_graphs(
     config: KimiVLConfig, dtype: torch.dtype, layers: Sequence[int], *, taps: bool

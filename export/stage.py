@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 
 from runtime import __version__, names
 from runtime.artifact.manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TableRecord
@@ -26,10 +25,12 @@ from runtime.prompt.encoder import PromptEncoder
 from .checkpoint.reader import Checkpoint
 from .graph.journal import Journal, journal_path, key_of, remove_journal
 from .graph.quantise import quantise_graph
+from .graph.quantise_cache import quantise_cache
 from .graph.weights_file import WEIGHTS_FOLDER, Values, bind_weights, lay_out, write_weights
 from .graphs import DTYPES, EMBEDDING_TENSOR, GraphPlan, plan_graphs
 from .quantised.scales_file import GraphScales
 from .quantised.storage import quantised_inputs, quantised_places, stored_values
+from .quantised.table import SCALES, stored_table
 from .recipe.recipe import Recipe
 from .sources import Source, parameter_sources
 from .trace import trace
@@ -38,6 +39,13 @@ STAGE = "export"
 GRAPH_FOLDER = "graphs"
 CALIBRATION_FOLDER = "calibration"
 """What calibration leaves in the artifact; it may be there before the export."""
+TABLE_TYPES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.INT8: "int8",
+}
+"""Names of types in the manifest."""
 _TRACED_WITH = ("torch", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -143,14 +151,14 @@ class _Export:
         self.calibrated = calibrated
         self.dtype = DTYPES[options.recipe.base]
         self.plans = plan_graphs(checkpoint.config, self.dtype, layers, taps=options.taps)
-        self.embedding = _embedding_source(checkpoint, self.dtype)
+        self.tables = _embedding_files(checkpoint, options.recipe)
         self.stored = {plan.name: self._stored(plan) for plan in self.plans}
         self.progress = progress
         self.traced: tuple[str, ir.Model] | None = None
 
     def run(self, key: str) -> Manifest:
         sizes = {name: _weights_bytes(values) for name, values in self.stored.items()}
-        sizes[names.EMBEDDING] = _weights_bytes([self.embedding])
+        sizes |= {name: _weights_bytes([values]) for name, values in self.tables.items()}
         _check_disk(self.folder, sizes)
         with exclusive(self.folder):
             return self._write(key, sizes)
@@ -164,7 +172,10 @@ class _Export:
             journal.ensure(f"{MODEL_FOLDER}/{file.name}", partial(_copy, file))
         for name in self.calibrated.files if self.calibrated else ():
             journal.ensure(name, _record)
-        stored: dict[str, list[Values]] = {names.EMBEDDING: [self.embedding], **self.stored}
+        stored: dict[str, list[Values]] = {
+            **{name: [values] for name, values in self.tables.items()},
+            **self.stored,
+        }
         for name, values in stored.items():
             journal.ensure(_weights_path(name), partial(write_weights, tensors=values))
             done += sizes[name]
@@ -196,6 +207,9 @@ class _Export:
             model = trace(module, plan.spec)
             recipe = self.options.recipe
             quantise_graph(model, quantised_inputs(module, recipe, self._scales(plan)))
+            if recipe.cache is not None and plan.is_layer:
+                rank = self.checkpoint.config.decoder.latent_rank
+                quantise_cache(model, rank=rank, group=recipe.cache.group)
             self.traced = (plan.kind, model)
         model = self.traced[1]
         model.graph.name = plan.name
@@ -204,7 +218,8 @@ class _Export:
         return _record(path)
 
     def _manifest(self, files: dict[str, FileRecord]) -> Manifest:
-        vocab_size, width = self.embedding.shape
+        table = self.tables[names.EMBEDDING]
+        vocab_size, width = table.shape
         return Manifest(
             source=_fingerprint(self.checkpoint),
             recipe=self.options.recipe.name,
@@ -215,8 +230,9 @@ class _Export:
             versions=_versions(),
             embedding=TableRecord(
                 path=_weights_path(names.EMBEDDING),
-                dtype=str(self.dtype).removeprefix("torch."),
+                dtype=TABLE_TYPES[table.dtype],
                 shape=(vocab_size, width),
+                scales=_weights_path(SCALES) if SCALES in self.tables else None,
             ),
             graphs={plan.name: _graph_path(plan.name) for plan in self.plans},
             files=dict(sorted(files.items())),
@@ -259,16 +275,20 @@ def _fingerprint(checkpoint: Checkpoint) -> dict[str, object]:
     return {**checkpoint.identity(), "text_files": texts}
 
 
-def _embedding_source(checkpoint: Checkpoint, dtype: torch.dtype) -> Source:
+def _embedding_files(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Values]:
+    """What the files of the embedding table hold, by name."""
     decoder = checkpoint.config.decoder
-    return Source(
+    source = Source(
         name=names.EMBEDDING,
         shape=(decoder.vocab_size, decoder.width),
-        torch_dtype=dtype,
+        torch_dtype=DTYPES[recipe.base],
         checkpoint=checkpoint,
         tensors=(EMBEDDING_TENSOR,),
         turn=lambda tensor: tensor,
     )
+    if recipe.embedding is None:
+        return {names.EMBEDDING: source}
+    return stored_table(source)
 
 
 def _weights_bytes(values: Sequence[Values]) -> int:

@@ -21,6 +21,9 @@ HIDDEN = "hidden"
 HIDDEN_OUT = "hidden_out"
 CACHE = "cache"
 CACHE_OUT = "cache_out"
+CACHE_KEYS = "cache_keys"
+CACHE_SCALES = "cache_scales"
+"""Beside int8 codes in `cache`: the rotated keys, and the scales of groups of codes."""
 LENGTHS = "lengths"
 ROWS = "rows"
 LOGITS = "logits"
@@ -32,6 +35,11 @@ VISION = "vision"
 PROJECTOR = "projector"
 HEAD = "head"
 EMBEDDING = "embedding"
+
+
+def output_of(cache_tensor: str) -> str:
+    """Name the output of a layer that is the new state of one of its cache tensors."""
+    return f"{cache_tensor}_out"
 
 
 def layer_name(layer: int) -> str:

@@ -1,6 +1,6 @@
 """How one sample goes through each kind of graph, as a torch module."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,9 +81,9 @@ def run_head(head: nn.Module, hidden: Tensor, judged: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embed(sample: Sample, table: Tensor, features: Sequence[Tensor]) -> Tensor:
-    """Token rows with image rows in their places: (S, C)."""
-    hidden = table[torch.from_numpy(sample.ids)].float()
+def embed(sample: Sample, rows: Callable[[Tensor], Tensor], features: Sequence[Tensor]) -> Tensor:
+    """Token rows with image rows in their places: (S, C); `rows` looks ids up."""
+    hidden = rows(torch.from_numpy(sample.ids))
     if features:
         hidden[torch.from_numpy(sample.is_image)] = torch.cat(list(features))
     return hidden

@@ -6,7 +6,7 @@ goes on behind the last finished graph.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from export.graphs import DTYPES, EMBEDDING_TENSOR, GraphPlan, plan_graphs
 from export.modules.decoder import Taps
 from export.quantised.scales_file import GraphScales
 from export.quantised.storage import quantised_places
+from export.quantised.table import rounded_rows
 from export.recipe.recipe import Recipe
 from export.sources import Source, load_parameters, parameter_sources
 from runtime import names
@@ -31,7 +32,7 @@ from ..price.distance import Distance, Reference
 from ..price.figures import price
 from ..scales.choose import Chooser
 from ..scales.observe import Observer
-from ..scales.rounding import round_inputs
+from ..scales.rounding import round_cache, round_inputs
 from .compare import Comparison, weight_errors
 from .rows import Rows, RowsReader
 from .runs import Samples, embed, run_head, run_layer, run_vision, tail_shape
@@ -142,18 +143,45 @@ class _Step:
 
     def _embed(self) -> dict[str, Any]:
         table = self.way.checkpoint.tensor(EMBEDDING_TENSOR)
-        streams = [REFERENCE, *(name for name, strayed in self.strayed.items() if strayed)]
-        for stream in streams:
-            features = self._reader(stream)
-            first = 0 if stream == REFERENCE else self.first
-            writer = self.way.rows(self.graph, stream).writer()
-            image = 0
-            for sample in self.way.samples.all[first:]:
-                end = image + len(sample.images)
-                writer.add(embed(sample, table, [features[i] for i in range(image, end)]))
-                image = end
-            writer.close()
-        return {"strayed": self.strayed, "recipes": {}}
+        self._embed_stream(REFERENCE, lambda ids: table[ids].float())
+        found: dict[str, Any] = {}
+        for recipe in self.way.recipes:
+            if recipe.embedding is not None:
+                self._embed_stream(recipe.name, lambda ids: rounded_rows(table[ids]))
+            elif self.strayed[recipe.name]:
+                self._embed_stream(recipe.name, lambda ids: table[ids].float())
+            else:
+                continue
+            found[recipe.name] = self._compare_rows(recipe.name).figures()
+        return {
+            "strayed": {name: self.strayed[name] or name in found for name in self.strayed},
+            "recipes": found,
+        }
+
+    def _embed_stream(self, stream: str, rows: Callable[[Tensor], Tensor]) -> None:
+        """Write the embedded samples of one stream; a recipe's are the judged ones."""
+        strayed = self.strayed.get(stream, False)
+        features = self._reader(stream if strayed else REFERENCE)
+        some = self.way.samples.all
+        image = 0
+        if stream != REFERENCE:
+            some = some[self.first :]
+            image = 0 if strayed else self.way.samples.first_held_out(names.PROJECTOR)
+        writer = self.way.rows(self.graph, stream).writer()
+        for sample in some:
+            end = image + len(sample.images)
+            writer.add(embed(sample, rows, [features[i] for i in range(image, end)]))
+            image = end
+        writer.close()
+
+    def _compare_rows(self, recipe: str) -> Comparison:
+        """Compare what a recipe's stream holds behind this graph with the reference."""
+        comparison = Comparison()
+        found = self.way.rows(self.graph, recipe).reader()
+        wanted = self.way.rows(self.graph, REFERENCE).reader()
+        for index in range(self.first, self.count):
+            comparison.add(found[index - self.first], wanted[index])
+        return comparison
 
     def _run_graph(self, plan: GraphPlan) -> dict[str, Any]:
         checkpoint = self.way.checkpoint
@@ -166,14 +194,17 @@ class _Step:
             recipe.name: self._choose(module, recipe, observer) for recipe in self.way.recipes
         }
         found: dict[str, Any] = {}
-        # Those that leave this graph alone come first: the others change the module.
+        # Those that leave the weights alone come first: the others change the module.
         for recipe in sorted(self.way.recipes, key=lambda one: bool(scales[one.name])):
             found[recipe.name] = self._run_recipe(module, sources, recipe, scales[recipe.name])
         return {
             "observed": observer.summary(self.way.min_expert_tokens),
             "recipes": found,
             "strayed": {
-                name: self.strayed.get(name, False) or scales[name] is not None for name in scales
+                recipe.name: self.strayed.get(recipe.name, False)
+                or scales[recipe.name] is not None
+                or self._has_cache_of(recipe)
+                for recipe in self.way.recipes
             },
         }
 
@@ -215,13 +246,14 @@ class _Step:
         self, module: nn.Module, sources: list[Source], recipe: Recipe, scales: GraphScales | None
     ) -> dict[str, Any]:
         """Run the judged samples as the recipe has them, and compare with the reference."""
-        if scales is None and not self.strayed.get(recipe.name, False):
+        is_changed = scales is not None or self._has_cache_of(recipe)
+        if not is_changed and not self.strayed.get(recipe.name, False):
             return {}
         comparison = Comparison()
-        handles = []
+        handles = round_cache(module, recipe, self.way.checkpoint.config.decoder.latent_rank)
         if scales is not None:
             comparison.weights = weight_errors(module, sources, recipe, scales)
-            handles = round_inputs(module, recipe, scales.inputs)
+            handles += round_inputs(module, recipe, scales.inputs)
         distances = self._run_held_out(module, recipe.name, comparison)
         for handle in handles:
             handle.remove()
@@ -229,6 +261,10 @@ class _Step:
         if distances:
             found["price"] = price(self.way.samples.held_out, self.reference, distances)
         return found
+
+    def _has_cache_of(self, recipe: Recipe) -> bool:
+        """Whether this graph keeps a cache as the recipe has it."""
+        return recipe.cache is not None and self.plan is not None and self.plan.is_layer
 
     def _run_held_out(
         self, module: nn.Module, recipe: str, comparison: Comparison

@@ -1,6 +1,6 @@
 """The recipe, part by part, and what rounding its weights lost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from export.recipe.recipe import PARTS, Part, PartRecipe, Recipe
 
@@ -36,7 +36,7 @@ _ERRORS = (
 def recipe_section(recipe: Recipe) -> Section:
     """Show the format of every part."""
     rest = f"Everything else stays in {recipe.base}; the router stays in fp32."
-    rows = (_format_row(part, recipe) for part in PARTS)
+    rows = [*(_format_row(part, recipe) for part in PARTS), *_other_rows(recipe)]
     content = (table("Formats by part", _FORMATS, rows), prose(rest))
     return Section(name="recipe", title="Recipe", content=content)
 
@@ -73,6 +73,16 @@ def _format_row(part: Part, recipe: Recipe) -> Html:
         return row(_FORMATS, part, meaning, recipe.base, "not rounded", "", class_="plain")
     activations = str(form.activations) if form.activations else "not rounded"
     return row(_FORMATS, part, meaning, str(form.weights), activations, _method(form))
+
+
+def _other_rows(recipe: Recipe) -> Iterator[Html]:
+    """What is not a matrix, where the recipe rounds it."""
+    if recipe.embedding is not None:
+        scales = "a scale for each token"
+        yield row(_FORMATS, "embedding", "rows of token ids", recipe.embedding, "", scales)
+    if recipe.cache is not None:
+        scales = "scales of each token as it is written"
+        yield row(_FORMATS, "cache", "latents of older tokens", "", str(recipe.cache), scales)
 
 
 def _method(form: PartRecipe) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from export.modules.decoder import CachePort
 from export.quantised.codes import LARGEST, round_to
 from export.quantised.storage import quantised_places
 from export.recipe.recipe import ActivationFormat, Recipe
@@ -39,6 +40,31 @@ def round_inputs(
         port = module.get_submodule(place.port)
         handles.append(port.register_forward_pre_hook(_replacing_first(rounding)))
     return handles
+
+
+def round_cache(module: nn.Module, recipe: Recipe, rank: int) -> list[RemovableHandle]:
+    """Round what the cache of a layer keeps, as the recipe says, until the handles are removed.
+
+    Args:
+        module: one of `export.modules`; one without a cache stays as it is.
+        recipe: the recipe.
+        rank: R, numbers of the latent.
+    """
+    if recipe.cache is None:
+        return []
+    group = recipe.cache.group
+    rounding = _replacing_first(lambda rows: round_latent(rows, rank, group))
+    ports = [port for port in module.modules() if isinstance(port, CachePort)]
+    return [port.register_forward_pre_hook(rounding) for port in ports]
+
+
+def round_latent(rows: Tensor, rank: int, group: int) -> Tensor:
+    """Round the latents of rows (..., R + rope) to int8, a scale for each group; keys stay."""
+    latent = rows[..., :rank]
+    groups = latent.reshape(*latent.shape[:-1], -1, group)
+    step = (groups.abs().amax(dim=-1, keepdim=True) / LARGEST["int8"]).clamp_min(_TINY)
+    kept = (groups / step).round() * step
+    return torch.cat([kept.reshape(latent.shape), rows[..., rank:]], dim=-1)
 
 
 def _replacing_first(

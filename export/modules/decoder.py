@@ -31,6 +31,14 @@ class LatentUp(nn.Module):
         self.value = nn.Parameter(torch.empty(heads, rank, config.value_size, dtype=dtype))
 
 
+class CachePort(nn.Module):
+    """Hands on what the cache keeps; a place where calibration can round it."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return rows, (B, 1, S, R + rope)."""
+        return rows
+
+
 class Attention(nn.Module):
     """Multi-head latent attention."""
 
@@ -45,6 +53,7 @@ class Attention(nn.Module):
         self.q_proj = Linear(width, heads * config.query_size, dtype, bias=False)
         self.kv_a_proj_with_mqa = Linear(width, config.latent_width, dtype, bias=False)
         self.kv_a_layernorm = RMSNorm(config.latent_rank, dtype, LATENT_NORM_EPS)
+        self.cache_port = CachePort()
         self.kv_b_proj = LatentUp(config, dtype)
         self.o_proj = Linear(heads * config.value_size, width, dtype, bias=False)
 
@@ -52,7 +61,7 @@ class Attention(nn.Module):
         """(B, S, C), (B, 1, T, R + rope), (B,) to (B, S, C) and the new cache."""
         c = self.config
         angles = text_angles(lengths, x.shape[1], self.frequencies)  # (B, S, rope / 2)
-        cache = write_cache(cache, self.cache_rows(x, angles), lengths)
+        cache = write_cache(cache, self.cache_port(self.cache_rows(x, angles)), lengths)
         query = self.absorbed_query(x, angles)  # (B, S, H, R + rope)
         mixed = latent_attention(
             query, cache, lengths, rank=c.latent_rank, scale=c.query_size**-0.5

@@ -9,6 +9,7 @@ from .recipe import Part, Recipe, WeightFormat
 from .sizes import Parameter, parameters
 
 _INT4_GROUPS = (128, 64, 32)
+_CACHE_GROUPS = (128, 64, 32, 16)
 _FP4_GROUP = 16
 
 
@@ -30,6 +31,13 @@ def check_recipe(recipe: Recipe, config: KimiVLConfig) -> list[str]:
         matrices = [parameter for parameter in found if parameter.part == part]
         if not fits(chosen.weights, matrices):
             problems.append(_describe(part, chosen.weights, matrices))
+    rank = config.decoder.latent_rank
+    if recipe.cache is not None and rank % recipe.cache.group:
+        works = [group for group in _CACHE_GROUPS if rank % group == 0]
+        problems.append(
+            f"parts.cache: groups of {recipe.cache.group} do not divide the latent ({rank}): "
+            f"use {' or '.join(f'group = {group}' for group in works) or 'the base type'}"
+        )
     return problems
 
 

@@ -14,6 +14,7 @@ from .recipe import (
     PARTS,
     ActivationFormat,
     Budget,
+    CacheFormat,
     Part,
     PartRecipe,
     Recipe,
@@ -24,6 +25,8 @@ AUTO = "auto"
 """Not a file: the recipe that calibration finds by itself."""
 NAMED_FOLDER = Path(__file__).parent / "named"
 _PART_KEYS = ("weights", "group", "activations", "scale", "observer", "balance", "strength", "clip")
+_OTHER_PARTS = ("embedding", "cache")
+"""What a recipe may name beside the parts with matrices."""
 _GROUPS = (16, 32, 64, 128)
 
 
@@ -85,18 +88,58 @@ def recipe_from_values(values: Mapping[str, Any], name: str, origin: str) -> Rec
     if base not in BASES:
         problems.append(f"base = {base!r}: expected one of {', '.join(BASES)}")
     sections = _table(values, "parts", problems)
-    _unknown(sections, PARTS, "parts.", problems)
+    _unknown(sections, (*PARTS, *_OTHER_PARTS), "parts.", problems)
     parts: dict[Part, PartRecipe] = {}
     for part in PARTS:
         if part in sections:
             read = _part(_table(sections, part, problems), f"parts.{part}", problems)
             if read is not None:
                 parts[part] = read
+    embedding = _embedding(sections, problems)
+    cache = _cache(sections, problems)
     budget = _budget(_table(values, "budget", problems), problems)
     if problems:
         raise InputError(describe_problems(origin, problems))
-    summary = str(values.get("summary", ""))
-    return Recipe(name=name, summary=summary, base=base, parts=parts, budget=budget)
+    return Recipe(
+        name=name,
+        summary=str(values.get("summary", "")),
+        base=base,
+        parts=parts,
+        embedding=embedding,
+        cache=cache,
+        budget=budget,
+    )
+
+
+def _embedding(sections: Mapping[str, Any], problems: list[str]) -> Literal["int8"] | None:
+    if "embedding" not in sections:
+        return None
+    values = _table(sections, "embedding", problems)
+    _unknown(values, ("weights",), "parts.embedding.", problems)
+    if values.get("weights") != "int8":
+        problems.append(
+            f"parts.embedding.weights = {values.get('weights')!r}: expected int8, one scale for "
+            "each token; leave the part out to keep it in the base type"
+        )
+    return "int8"
+
+
+def _cache(sections: Mapping[str, Any], problems: list[str]) -> CacheFormat | None:
+    if "cache" not in sections:
+        return None
+    values = _table(sections, "cache", problems)
+    _unknown(values, ("latent", "group"), "parts.cache.", problems)
+    if values.get("latent") != "int8":
+        problems.append(
+            f"parts.cache.latent = {values.get('latent')!r}: expected int8; leave the part out to "
+            "keep the cache in the base type"
+        )
+    group = values.get("group", CacheFormat.group)
+    if type(group) is not int or group not in _GROUPS:
+        problems.append(
+            f"parts.cache.group = {group!r}: expected one of {', '.join(map(str, _GROUPS))}"
+        )
+    return CacheFormat(latent="int8", group=group)
 
 
 def _part(values: dict[str, Any], where: str, problems: list[str]) -> PartRecipe | None:

@@ -20,8 +20,9 @@ Part = Literal[
 PARTS: tuple[Part, ...] = Part.__args__  # type: ignore[attr-defined]  # of a Literal
 """Parts whose matrices a recipe may quantise, in the order of the data.
 
-Everything else stays in the base type: norms, biases, position table, embedding, the rotated keys
-and the softmax; the router stays in fp32.
+Beside them a recipe may say how the embedding table and the latent cache are kept. Everything else
+stays in the base type: norms, biases, position table, the rotated keys and the softmax; the router
+stays in fp32.
 """
 
 BASES = ("fp32", "fp16", "bf16")
@@ -97,6 +98,26 @@ class PartRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheFormat:
+    """How the latent of a cached token is kept; its rotated key stays in the base type.
+
+    Scales are dynamic, one for each group of each token: nothing is calibrated.
+    """
+
+    latent: Literal["int8"]
+    group: int = 128
+    """Numbers of one token's latent that share a scale."""
+
+    def __str__(self) -> str:
+        """Name for tables: `int8/128`."""
+        return f"{self.latent}/{self.group}"
+
+    def values(self) -> dict[str, Any]:
+        """Give it in the form of a recipe's file."""
+        return {"latent": self.latent, "group": self.group}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     """The most that a recipe may lose against fp32 on held-out samples."""
 
@@ -118,6 +139,10 @@ class Recipe:
     """Type of everything that is not quantised, and of scales: one of `BASES`."""
     parts: Mapping[Part, PartRecipe] = field(default_factory=dict)
     """Parts that are left out stay in the base type."""
+    embedding: Literal["int8"] | None = None
+    """Codes of the embedding table, one scale for each token's row; None: the base type."""
+    cache: CacheFormat | None = None
+    """None: the base type, or what the target computes in."""
     budget: Budget = Budget()
     is_searched: bool = False
     """Whether the parts are still to be found by measurement: the recipe `auto`."""
@@ -125,14 +150,18 @@ class Recipe:
     @property
     def is_quantised(self) -> bool:
         """Whether any part is, or will be."""
-        return bool(self.parts) or self.is_searched
+        return bool(self.parts or self.embedding or self.cache) or self.is_searched
 
     def values(self) -> dict[str, Any]:
         """Give `base` and `parts` in the form of a recipe's file."""
-        return {
-            "base": self.base,
-            "parts": {name: part.values() for name, part in self.parts.items()},
+        parts: dict[str, dict[str, Any]] = {
+            name: part.values() for name, part in self.parts.items()
         }
+        if self.embedding is not None:
+            parts["embedding"] = {"weights": self.embedding}
+        if self.cache is not None:
+            parts["cache"] = self.cache.values()
+        return {"base": self.base, "parts": parts}
 
     def text(self, part: Part) -> str:
         """Name a part's format for tables."""

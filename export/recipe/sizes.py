@@ -125,6 +125,8 @@ def recipe_of(parameter: Parameter, recipe: Recipe) -> PartRecipe | None:
 def stored_bytes(parameter: Parameter, recipe: Recipe) -> Bytes:
     """Count what the export writes for a parameter."""
     base = BASE_BYTES[recipe.base]
+    if parameter.part == "embedding" and recipe.embedding is not None:
+        return Bytes(codes=parameter.count, scales=4 * parameter.shape[0])
     part = recipe_of(parameter, recipe)
     if part is None:
         item = BASE_BYTES["fp32"] if parameter.is_router else base
@@ -176,7 +178,7 @@ def _sum_up(part: str, form: str, members: Sequence[Parameter], recipe: Recipe) 
 def _format(part: PartName, recipe: Recipe) -> str:
     if part == "other":
         return f"{recipe.base}, router fp32" if recipe.base != "fp32" else "fp32"
-    return recipe.base if part == "embedding" else recipe.text(part)
+    return recipe.embedding or recipe.base if part == "embedding" else recipe.text(part)
 
 
 def _weight_scales(parameter: Parameter, form: WeightFormat, base: int) -> int:

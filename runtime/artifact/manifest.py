@@ -15,7 +15,7 @@ from ..errors import ArtifactError, KimiVLError
 from ..files import resolve_inside, write_bytes
 from ..limits import Limits
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "manifest.json"
 MAX_COUNT = (1 << 31) - 1
 """No number of tokens, slots, patches, rows or layers is larger."""
@@ -25,8 +25,8 @@ MODEL_FOLDER = "model"
 """Subfolder with the checkpoint's own small files: config, tokenizer, template."""
 
 _T = TypeVar("_T")
-_TABLE_TYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of one number in a table."""
+TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+"""Types of tables and cache tensors, and the bytes of one number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,33 @@ class TableRecord:
 
     path: str
     dtype: str
-    """`float32`, `float16` or `bfloat16`."""
+    """One of `TYPE_BYTES`."""
     shape: tuple[int, int]
+    scales: str | None = None
+    """Path of one fp32 number for each row, which an int8 table is multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheTensor:
+    """One cache tensor of every layer: (slots, 1, max tokens, width)."""
+
+    dtype: str
+    """One of `TYPE_BYTES`."""
+    width: int
+    """Numbers per token and layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRecord:
-    """The cache tensors of a target: one per layer, (slots, 1, max tokens, width)."""
+    """The cache of a target."""
 
-    dtype: str
-    width: int
-    """Numbers per token and layer: latent rank and rotated key."""
+    tensors: Mapping[str, CacheTensor]
+    """By the name of the layers' input."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes per token and layer."""
+        return sum(TYPE_BYTES[one.dtype] * one.width for one in self.tensors.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +173,8 @@ class Manifest:
         return manifest
 
     def _check_paths(self, folder: Path) -> None:
-        named = [*self.graphs.values(), self.embedding.path]
+        table = self.embedding
+        named = [*self.graphs.values(), table.path, *([table.scales] if table.scales else [])]
         named += [path for target in self.targets.values() for path in target.graphs.values()]
         unlisted = sorted(set(named) - self.files.keys())
         if unlisted:
@@ -178,12 +195,6 @@ class Manifest:
                     f"{path}: the graphs of {owner} are {', '.join(sorted(graphs))}; "
                     f"layers {list(self.layers)} need {', '.join(sorted(expected))}"
                 )
-        for name, target in self.targets.items():
-            if target.cache.dtype != "float32":
-                raise ArtifactError(
-                    f"{path}: target {name} has a {target.cache.dtype} cache; this version runs "
-                    "float32 ones"
-                )
 
     def _graph_maps(self) -> dict[str, Mapping[str, str]]:
         lowered = {f"target {name}": target.graphs for name, target in self.targets.items()}
@@ -191,12 +202,22 @@ class Manifest:
 
     def _check_embedding(self, path: Path) -> None:
         rows, columns = self.embedding.shape
+        dtype, scales = self.embedding.dtype, self.embedding.scales
         found = self.files[self.embedding.path].bytes
-        expected = rows * columns * _TABLE_TYPES[self.embedding.dtype]
+        expected = rows * columns * TYPE_BYTES[dtype]
         if found != expected:
             raise ArtifactError(
-                f"{path}: an embedding table of {rows} x {columns} {self.embedding.dtype} has "
-                f"{expected} bytes, its file has {found}"
+                f"{path}: an embedding table of {rows} x {columns} {dtype} has {expected} bytes, "
+                f"its file has {found}"
+            )
+        if (dtype == "int8") != (scales is not None):
+            raise ArtifactError(
+                f"{path}: an embedding table of {dtype} with{'' if scales else 'out'} scales"
+            )
+        if scales is not None and self.files[scales].bytes != 4 * rows:
+            raise ArtifactError(
+                f"{path}: the scales of {rows} rows have {4 * rows} bytes, their file has "
+                f"{self.files[scales].bytes}"
             )
 
 
@@ -222,6 +243,10 @@ class _Fields:
             found = type(value).__name__
             raise _MalformedError(f"`{self._path(name)}` must be {kind.__name__}, found {found}")
         return value
+
+    def optional_text(self, name: str) -> str | None:
+        """Return a string, or None where the value is null."""
+        return None if self.value.get(name, "") is None else self.get(name, str)
 
     def count(self, name: str, *, minimum: int = 1, maximum: int = MAX_COUNT) -> int:
         """Return a whole number in a range."""
@@ -287,9 +312,14 @@ def _from_fields(value: dict[str, Any]) -> Manifest:
 
 def _table(fields: _Fields) -> TableRecord:
     dtype, shape = fields.get("dtype", str), fields.counts("shape", minimum=1)
-    if dtype not in _TABLE_TYPES or len(shape) != 2:
+    if dtype not in TYPE_BYTES or len(shape) != 2:
         raise _MalformedError(f"`{fields.where}` is a table of {len(shape)} axes of {dtype!r}")
-    return TableRecord(path=fields.get("path", str), dtype=dtype, shape=(shape[0], shape[1]))
+    return TableRecord(
+        path=fields.get("path", str),
+        dtype=dtype,
+        shape=(shape[0], shape[1]),
+        scales=fields.optional_text("scales"),
+    )
 
 
 def _file(fields: _Fields) -> FileRecord:
@@ -300,7 +330,7 @@ def _file(fields: _Fields) -> FileRecord:
 
 
 def _target(fields: _Fields) -> TargetRecord:
-    cache, sizes = fields.child("cache"), fields.child("limits")
+    sizes = fields.child("limits")
     limits = Limits(
         max_tokens=sizes.count("max_tokens"),
         max_input_tokens=sizes.count("max_input_tokens"),
@@ -310,12 +340,23 @@ def _target(fields: _Fields) -> TargetRecord:
     )
     if max(limits.max_input_tokens, limits.prefill_chunk) > limits.max_tokens:
         raise _MalformedError(f"`{sizes.where}`: a prompt or chunk is larger than `max_tokens`")
-    width = cache.count("width")
-    if 4 * limits.max_slots * limits.max_tokens * width > MAX_BYTES:
+    cache = _cache(fields.child("cache"))
+    if limits.max_slots * limits.max_tokens * cache.token_bytes > MAX_BYTES:
         raise _MalformedError(f"`{fields.where}`: a cache that no machine can hold")
     return TargetRecord(
         graphs=fields.child("graphs").text_map(),
-        cache=CacheRecord(dtype=cache.get("dtype", str), width=width),
+        cache=cache,
         limits=limits,
         passes=fields.texts("passes"),
     )
+
+
+def _cache(fields: _Fields) -> CacheRecord:
+    tensors = {}
+    for name, one in fields.child("tensors").children():
+        tensors[name] = CacheTensor(dtype=one.get("dtype", str), width=one.count("width"))
+        if tensors[name].dtype not in TYPE_BYTES:
+            raise _MalformedError(f"`{one.where}` is of type {tensors[name].dtype!r}")
+    if names.CACHE not in tensors:
+        raise _MalformedError(f"`{fields.where}.tensors.{names.CACHE}` is missing")
+    return CacheRecord(tensors=tensors)

@@ -1,40 +1,50 @@
-"""The latent KV cache on the host: one buffer per layer, one row per slot.
+"""The latent KV cache on the host: some buffers per layer, one row per slot.
 
-Layout of a layer's buffer: (slots, 1, max tokens, R + rope). Memory is reserved at once and becomes
-real as tokens are written. Does not know: lengths of the sequences (callers do), attention.
+Layout of a buffer: (slots, 1, max tokens, width). Memory is reserved at once and becomes real as
+tokens are written. Does not know: lengths of the sequences (callers do), attention, what the
+numbers mean.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact.manifest import CacheRecord
 from ..errors import CapacityError
 from ..limits import Limits
 
-Buffer = NDArray[np.float32]
+Window = Mapping[str, NDArray[Any]]
+"""Cache tensors of one layer by name, (B, 1, T, width) each."""
 
 
 class LatentCache:
     """Buffers of all layers, and the windows that graphs read and write in place."""
 
-    def __init__(self, num_layers: int, width: int, limits: Limits) -> None:
+    def __init__(self, num_layers: int, record: CacheRecord, limits: Limits) -> None:
         """Reserve memory.
 
         Args:
             num_layers: decoder layers.
-            width: numbers per token and layer.
+            record: tensors of a layer; their types are numpy's.
             limits: slots and their capacity.
 
         Raises:
             CapacityError: this machine has not that much memory.
         """
-        shape = (limits.max_slots, 1, limits.max_tokens, width)
+        shape = (limits.max_slots, 1, limits.max_tokens)
         try:
-            self._layers = [np.zeros(shape, dtype=np.float32) for _ in range(num_layers)]
+            self._layers = [
+                {
+                    name: np.zeros((*shape, one.width), dtype=one.dtype)
+                    for name, one in record.tensors.items()
+                }
+                for _ in range(num_layers)
+            ]
         except MemoryError as error:
-            size_bytes = 4 * num_layers * limits.max_slots * limits.max_tokens * width
+            size_bytes = num_layers * limits.max_slots * limits.max_tokens * record.token_bytes
             raise CapacityError(
                 f"a cache of {limits.max_slots} x {limits.max_tokens} tokens needs "
                 f"{size_bytes / 1e9:.1f} GB, which this machine cannot give; build with a smaller "
@@ -44,8 +54,8 @@ class LatentCache:
     @contextmanager
     def window(
         self, layer: int, slots: Sequence[int], lengths: Sequence[int], num_new: int
-    ) -> Iterator[Buffer]:
-        """Give a contiguous (B, 1, T, width) view of some slots to write into.
+    ) -> Iterator[Window]:
+        """Give contiguous (B, 1, T, width) views of some slots to write into.
 
         T is the longest sequence after this step. One slot is a view of the buffer itself. Several
         are copied together, since graphs need one block of memory, and what was written is copied
@@ -62,20 +72,24 @@ class LatentCache:
             lengths: tokens that each of them has before this step.
             num_new: tokens that this step adds to each.
         """
-        buffer = self._layers[layer]
+        buffers = self._layers[layer]
         last = max(lengths) + num_new
         if len(slots) == 1:
-            yield buffer[slots[0] : slots[0] + 1, :, :last]
+            only = slice(slots[0], slots[0] + 1)
+            yield {name: buffer[only, :, :last] for name, buffer in buffers.items()}
             return
-        copied = buffer[list(slots), :, :last]
-        for row, length in enumerate(lengths):
-            copied[row, :, length:] = 0
+        copied = {name: buffer[list(slots), :, :last] for name, buffer in buffers.items()}
+        for values in copied.values():
+            for row, length in enumerate(lengths):
+                values[row, :, length:] = 0
         yield copied
         for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
             written = slice(length, length + num_new)
-            buffer[slot, :, written] = copied[row, :, written]
+            for name, buffer in buffers.items():
+                buffer[slot, :, written] = copied[name][row, :, written]
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another, in every layer."""
-        for buffer in self._layers:
-            buffer[target, :, :length] = buffer[source, :, :length]
+        for buffers in self._layers:
+            for buffer in buffers.values():
+                buffer[target, :, :length] = buffer[source, :, :length]

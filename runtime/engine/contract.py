@@ -15,6 +15,8 @@ from ..config import KimiVLConfig
 from ..errors import ArtifactError, describe_problems
 
 _FLOAT, _INTEGER = "tensor(float)", "tensor(int64)"
+_CACHE_TYPES = {"float32": _FLOAT, "int8": "tensor(int8)"}
+"""Types of cache tensors that this engine can hold, as ONNX Runtime calls them."""
 
 
 class _Tensor(NamedTuple):
@@ -40,6 +42,12 @@ def check_graphs(
     Raises:
         ArtifactError: a graph takes or gives something else; all such graphs are listed.
     """
+    kinds = {one.dtype for one in target.cache.tensors.values()}
+    if not kinds <= _CACHE_TYPES.keys():
+        raise ArtifactError(
+            f"{artifact.folder}: a cache of {', '.join(sorted(kinds - _CACHE_TYPES.keys()))}; "
+            f"ONNX Runtime's CPU engine runs {' and '.join(_CACHE_TYPES)} ones"
+        )
     contracts = _contracts(artifact, target, config)
     problems: list[str] = []
     for name, contract in contracts.items():
@@ -62,17 +70,20 @@ def _contracts(
 ) -> dict[str, _Contract]:
     vision, width = config.vision, config.decoder.width
     hidden = (None, None, width)
-    cache = (None, 1, None, target.cache.width)
+    cache = {
+        name: (_CACHE_TYPES[one.dtype], (None, 1, None, one.width))
+        for name, one in target.cache.tensors.items()
+    }
     merged = _Tensor(names.MERGED, _FLOAT, (None, vision.merge**2, vision.width))
     layer = _Contract(
         inputs=(
             _Tensor(names.HIDDEN, _FLOAT, hidden),
-            _Tensor(names.CACHE, _FLOAT, cache),
+            *(_Tensor(name, *one) for name, one in cache.items()),
             _Tensor(names.LENGTHS, _INTEGER, (None,)),
         ),
         outputs=(
             _Tensor(names.HIDDEN_OUT, _FLOAT, hidden),
-            _Tensor(names.CACHE_OUT, _FLOAT, cache),
+            *(_Tensor(names.output_of(name), *one) for name, one in cache.items()),
         ),
     )
     return {

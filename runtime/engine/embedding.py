@@ -17,6 +17,9 @@ class EmbeddingTable:
         stored = np.dtype(np.uint16 if self._is_bfloat16 else record.dtype)
         path = artifact.folder / record.path
         self._table = np.memmap(path, dtype=stored, mode="r", shape=record.shape)
+        self._scales = None
+        if record.scales is not None:
+            self._scales = np.fromfile(artifact.folder / record.scales, dtype=np.float32)
 
     @property
     def vocab_size(self) -> int:
@@ -37,4 +40,5 @@ class EmbeddingTable:
         stored = np.asarray(self._table[ids])
         if self._is_bfloat16:
             return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32)
+        wide = stored.astype(np.float32)
+        return wide if self._scales is None else wide * self._scales[ids, None]

@@ -1,6 +1,6 @@
 """The engine protocol on ONNX Runtime's CPU provider: one session per graph, cache in place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -58,7 +58,7 @@ class OnnxEngine:
         self._projector = sessions[names.PROJECTOR]
         self._head = sessions[names.HEAD]
         self._layers = [sessions[names.layer_name(layer)] for layer in self._layer_numbers]
-        self._cache = LatentCache(len(self._layers), record.cache.width, record.limits)
+        self._cache = LatentCache(len(self._layers), record.cache, record.limits)
 
     @property
     def limits(self) -> Limits:
@@ -98,7 +98,10 @@ class OnnxEngine:
         counts = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(lengths))
         for layer, session in enumerate(self._layers):
             with self._cache.window(layer, slots, lengths.tolist(), num_new) as window:
-                cache = ort.OrtValue.ortvalue_from_numpy(window)
+                cache = {
+                    name: ort.OrtValue.ortvalue_from_numpy(values)
+                    for name, values in window.items()
+                }
                 state = self._run_layer(layer, session, state, cache, counts)
         if rows.size == 0:
             return np.zeros((0, self._table.vocab_size), dtype=np.float32)
@@ -117,22 +120,26 @@ class OnnxEngine:
         layer: int,
         session: ort.InferenceSession,
         state: ort.OrtValue,
-        cache: ort.OrtValue,
+        cache: Mapping[str, ort.OrtValue],
         lengths: ort.OrtValue,
     ) -> ort.OrtValue:
         binding = session.io_binding()
         binding.bind_ortvalue_input(names.HIDDEN, state)
-        binding.bind_ortvalue_input(names.CACHE, cache)
+        for name, values in cache.items():
+            binding.bind_ortvalue_input(name, values)
         binding.bind_ortvalue_input(names.LENGTHS, lengths)
         binding.bind_output(names.HIDDEN_OUT)
-        binding.bind_ortvalue_output(names.CACHE_OUT, cache)  # written in place
-        has_taps = self._observer is not None and len(session.get_outputs()) > 2
+        for name, values in cache.items():
+            binding.bind_ortvalue_output(names.output_of(name), values)  # written in place
+        num_plain = 1 + len(cache)
+        has_taps = self._observer is not None and len(session.get_outputs()) > num_plain
         for tap in _TAPS if has_taps else ():
             binding.bind_output(tap)
         session.run_with_iobinding(binding)
         outputs = binding.get_outputs()
         if self._observer is not None and has_taps:
-            taps = {name: value.numpy() for name, value in zip(_TAPS, outputs[2:], strict=True)}
+            tapped = zip(_TAPS, outputs[num_plain:], strict=True)
+            taps = {name: value.numpy() for name, value in tapped}
             self._observer(self._layer_numbers[layer], taps)
         return outputs[0]
 

@@ -128,7 +128,8 @@ def test_inspect_names_every_file_and_every_graph(tool: Tool, artifact: Path) ->
 
 def test_inspect_computes_the_cache_from_its_sizes(artifact: Path) -> None:
     manifest = Manifest.read(artifact)
-    slot_bytes = 4 * manifest.targets["cpu"].cache.width * 2048 * 3  # fp32, tokens, layers
+    (tensor,) = manifest.targets["cpu"].cache.tensors.values()
+    slot_bytes = 4 * tensor.width * 2048 * 3  # fp32, tokens, layers
     expected = {"slot_bytes": slot_bytes, "total_bytes": 2 * slot_bytes}
     assert inspect.cache_bytes(manifest, "cpu") == expected
 

@@ -68,7 +68,15 @@ def test_groups_that_were_not_compiled_are_refused_where_they_matter() -> None:
     ]
 
 
-def test_the_cache_is_never_quantised() -> None:
+def test_an_int8_cache_is_refused_where_it_does_not_build() -> None:
+    recipe = load_recipe("int4-kv8")
+    assert refusals(TARGETS["cpu"], recipe) == []
+    assert refusals(TARGETS["rtx:sm89"], recipe) == [
+        "no int8 cache: leaving parts.cache out would work (bf16), or int8 on cpu"
+    ]
+
+
+def test_what_is_not_int8_in_a_cache_has_a_base_type() -> None:
     for target in TARGETS.values():
         for name in ("fp32", "fp16", "bf16", "fp8", "nvfp4"):
             recipe = load_recipe(name)

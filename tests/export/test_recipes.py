@@ -16,6 +16,7 @@ from export.recipe.recipe import (
     PARTS,
     ActivationFormat,
     Budget,
+    CacheFormat,
     PartRecipe,
     Recipe,
     WeightFormat,
@@ -51,8 +52,13 @@ def test_a_named_recipe_says_what_its_file_says(name: str) -> None:
     assert recipe.summary.endswith(".")
     assert recipe.base == file.get("base", "bf16")
     assert recipe.is_quantised == ("parts" in file)
-    assert set(recipe.parts) == set(file.get("parts", {}))
-    for part, values in file.get("parts", {}).items():
+    parts = dict(file.get("parts", {}))
+    assert ({"weights": recipe.embedding} if recipe.embedding else None) == parts.pop(
+        "embedding", None
+    )
+    assert (recipe.cache.values() if recipe.cache else None) == parts.pop("cache", None)
+    assert set(recipe.parts) == set(parts)
+    for part, values in parts.items():
         assert recipe.parts[part].weights.codes == values["weights"]
         acts = recipe.parts[part].activations
         assert (acts.codes if acts else None) == values.get("activations")
@@ -65,6 +71,7 @@ def test_a_named_recipe_survives_its_values(name: str) -> None:
     recipe = load_recipe(name)
     again = recipe_from_values(recipe.values(), name, "manifest.json")
     assert (again.base, again.parts) == (recipe.base, recipe.parts)
+    assert (again.embedding, again.cache) == (recipe.embedding, recipe.cache)
     assert again.values() == recipe.values()
 
 
@@ -107,6 +114,11 @@ def test_all_that_a_file_can_say_is_read() -> None:
         balance = "smooth"
         strength = 0.25
         clip = true
+        [parts.embedding]
+        weights = "int8"
+        [parts.cache]
+        latent = "int8"
+        group = 64
         """,
         "mine",
         "mine.toml",
@@ -120,7 +132,13 @@ def test_all_that_a_file_can_say_is_read() -> None:
     )
     budget = Budget(kl=1, top1=0.5, exact_match=0.25)
     assert recipe == Recipe(
-        name="mine", summary="Mine.", base="fp16", parts={"experts": experts}, budget=budget
+        name="mine",
+        summary="Mine.",
+        base="fp16",
+        parts={"experts": experts},
+        embedding="int8",
+        cache=CacheFormat(latent="int8", group=64),
+        budget=budget,
     )
 
 
@@ -173,6 +191,17 @@ MALFORMED = [
     (head('weights = "int8"\nstrength = nan'), "strength = nan: expected a number between"),
     (head('weights = "int8"\nstrength = "a"'), "strength = 'a': expected a number between"),
     (head('weights = "int8"\nclip = 1'), "clip = 1: expected true or false"),
+    ('[parts.embedding]\nweights = "int4"', "parts.embedding.weights = 'int4': expected int8"),
+    ('[parts.embedding]\nweights = "int8"\ngroup = 32', "parts.embedding.group: unknown"),
+    ("[parts.embedding]", "parts.embedding.weights = None: expected int8"),
+    ('[parts.cache]\nlatent = "fp8"', "parts.cache.latent = 'fp8': expected int8; leave the part"),
+    ('[parts.cache]\nlatent = "int8"\ngroup = 256', "parts.cache.group = 256: expected one of 16"),
+    ('[parts.cache]\nlatent = "int8"\ngroup = true', "parts.cache.group = True: expected one of"),
+    (
+        '[parts.cache]\nlatent = "int8"\nkeys = "int8"',
+        "parts.cache.keys: unknown; known are",
+    ),
+    ("parts.cache = 3", "cache = 3: expected a table"),
     ("[budget]\nkll = 1", "budget.kll: unknown; known are kl, top1, exact_match"),
     ("[budget]\nkl = -0.1", "budget.kl = -0.1: expected a number from 0"),
     ('[budget]\ntop1 = "1"', "budget.top1 = '1': expected a number from 0"),
@@ -278,3 +307,10 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes, probl
     assert str(path) in str(caught.value)
     with pytest.raises(InputError, match="not readable"):
         load_recipe(str(tmp_path / "absent.toml"))
+
+
+@pytest.mark.parametrize("part", ['embedding]\nweights = "int8"', 'cache]\nlatent = "int8"'])
+def test_a_recipe_of_the_embedding_or_the_cache_alone_is_quantised(part: str) -> None:
+    recipe = parse_recipe(f"[parts.{part}", "mine", "mine.toml")
+    assert recipe.is_quantised
+    assert recipe.parts == {}

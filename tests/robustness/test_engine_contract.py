@@ -33,9 +33,24 @@ def test_another_graph_in_the_place_of_one_is_refused_at_open(
 
 def test_a_cache_of_another_width_than_the_graphs_write_is_refused_at_open(copied: Path) -> None:
     fields = read_fields(copied)
-    fields["targets"]["cpu"]["cache"]["width"] += 1
+    fields["targets"]["cpu"]["cache"]["tensors"]["cache"]["width"] += 1
     write_fields(copied, fields)
     with pytest.raises(ArtifactError, match="layer_00 takes cache as tensor"):
+        Session.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("bfloat16", "a cache of bfloat16; .* runs float32 and int8"),
+        ("int8", "layer_00 takes cache"),
+    ],
+)
+def test_a_cache_of_another_type_is_refused_at_open(dtype: str, message: str, copied: Path) -> None:
+    fields = read_fields(copied)
+    fields["targets"]["cpu"]["cache"]["tensors"]["cache"]["dtype"] = dtype
+    write_fields(copied, fields)
+    with pytest.raises(ArtifactError, match=message):
         Session.open(copied)
 
 
@@ -52,7 +67,8 @@ def test_a_cache_larger_than_the_memory_is_told_with_its_size(copied: Path) -> N
     target = fields["targets"]["cpu"]
     limits = target["limits"]
     limits["max_tokens"] = (1 << 31) - 1
-    limits["max_slots"] = MAX_BYTES // (4 * target["cache"]["width"] * limits["max_tokens"])
+    width = target["cache"]["tensors"]["cache"]["width"]
+    limits["max_slots"] = MAX_BYTES // (4 * width * limits["max_tokens"])
     write_fields(copied, fields)
     with pytest.raises(CapacityError, match=r"tokens needs \d+\.\d GB, .* --max-batch-size"):
         Session.open(copied)

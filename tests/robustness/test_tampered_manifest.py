@@ -20,15 +20,15 @@ TOO_DEEP = b"[" * 100_000
 NOT_MANIFESTS = {
     "nothing": (b"", "not readable as JSON"),
     "no JSON": (b"weights: none", "not readable as JSON"),
-    "half of it": (b'{"format": 2, "files": {', "not readable as JSON"),
+    "half of it": (b'{"format": 3, "files": {', "not readable as JSON"),
     "no text": (b"\xff\xfe\x00", "not readable as JSON"),
     "endless brackets": (TOO_DEEP, "not readable as JSON"),
     "a number of many digits": (b'{"format": ' + b"9" * 5000 + b"}", "not readable as JSON"),
-    "a list": (b"[1]", "format 'list', expected 2"),
-    "another format": (b'{"format": 1}', "format 1, expected 2"),
-    "a format that only looks like one": (b'{"format": true}', "format True, expected 2"),
-    "no format": (b"{}", "format None, expected 2"),
-    "a format alone": (b'{"format": 2}', "malformed manifest: `source` is missing"),
+    "a list": (b"[1]", "format 'list', expected 3"),
+    "another format": (b'{"format": 1}', "format 1, expected 3"),
+    "a format that only looks like one": (b'{"format": true}', "format True, expected 3"),
+    "no format": (b"{}", "format None, expected 3"),
+    "a format alone": (b'{"format": 3}', "malformed manifest: `source` is missing"),
 }
 
 
@@ -94,13 +94,17 @@ def test_a_file_that_is_used_but_not_listed_is_refused(
         Artifact.open(copied)
 
 
+CACHE = ("targets", "cpu", "cache", "tensors")
 WRONG_VALUES: dict[tuple[str, ...], tuple[Any, str]] = {
     ("targets", "cpu", "limits", "max_tokens"): ("512", "must be int, found str"),
     ("targets", "cpu", "limits", "max_slots"): (-1, "must be from 1 to 2147483647, is -1"),
     ("targets", "cpu", "limits", "max_patches"): (True, "must be int, found bool"),
     ("targets", "cpu", "limits", "prefill_chunk"): (513, "larger than `max_tokens`"),
     ("targets", "cpu", "limits", "max_input_tokens"): (513, "larger than `max_tokens`"),
-    ("targets", "cpu", "cache", "width"): (1 << 31, "must be from 1 to 2147483647"),
+    (*CACHE, "cache", "width"): (1 << 31, "must be from 1 to 2147483647"),
+    (*CACHE, "cache", "dtype"): ("float8", "`targets.cpu.cache.tensors.cache` is of type 'float8'"),
+    CACHE: ({}, "`targets.cpu.cache.tensors.cache` is missing"),
+    ("embedding", "scales"): (3, "`embedding.scales` must be str, found int"),
     ("targets", "cpu", "limits"): ([], "`targets.cpu.limits` must be dict, found list"),
     ("targets",): ([], "`targets` must be dict, found list"),
     ("files",): ({"a": 3}, "`files.a` must be dict, found int"),
@@ -151,6 +155,28 @@ def test_an_embedding_table_of_another_size_than_its_file_is_refused(
     fields["embedding"]["shape"][0] += change
     write_fields(copied, fields)
     with pytest.raises(ArtifactError, match=r"an embedding table of 75[57] x 64 float32 has"):
+        Artifact.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scales": "graphs/weights/head.bin"}, "an embedding table of float32 with scales"),
+        ({"dtype": "int8", "shape": [756, 256]}, "an embedding table of int8 without scales"),
+        (
+            {"dtype": "int8", "shape": [756, 256], "scales": "graphs/weights/head.bin"},
+            r"the scales of 756 rows have 3024 bytes, their file has \d+",
+        ),
+        ({"scales": "graphs/weights/none.bin"}, "'graphs/weights/none.bin' is used but not in"),
+    ],
+)
+def test_scales_that_do_not_belong_to_the_embedding_table_are_refused(
+    changes: dict[str, Any], message: str, copied: Path
+) -> None:
+    fields = read_fields(copied)
+    fields["embedding"].update(changes)
+    write_fields(copied, fields)
+    with pytest.raises(ArtifactError, match=message):
         Artifact.open(copied)
 
 

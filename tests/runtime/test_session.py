@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import GenerationLimits, Request, Sampling, Session
+from runtime.artifact.manifest import CacheRecord, CacheTensor
 from runtime.engine.cache import LatentCache
 from runtime.errors import CapacityError
 from runtime.limits import Limits
@@ -55,18 +56,35 @@ def test_a_stream_without_a_free_slot_is_refused_and_a_closed_one_frees_its_slot
 
 def test_what_an_earlier_text_left_behind_a_short_slot_is_not_in_its_window() -> None:
     limits = Limits(max_tokens=6, max_input_tokens=6, max_slots=3, max_patches=4, prefill_chunk=4)
-    cache = LatentCache(1, 2, limits)
+    record = CacheRecord(
+        tensors={
+            "cache": CacheTensor(dtype="int8", width=2),
+            "cache_scales": CacheTensor(dtype="float32", width=1),
+        }
+    )
+    cache = LatentCache(1, record, limits)
+    assert record.token_bytes == 2 + 4
     with cache.window(0, [2], [0], 5) as window:
-        window[:] = np.nan  # a request that ended with an error
-    with cache.window(0, [2], [0], 1) as window:
-        window[:] = 7
-    with cache.window(0, [0], [0], 4) as window:
-        window[:] = 1
+        window["cache"][:] = 100  # a request that ended with an error
+        window["cache_scales"][:] = np.nan
+    fill(cache, slot=2, length=0, values=[7])
+    fill(cache, slot=0, length=0, values=[1, 2, 3, 4])
     with cache.window(0, [0, 2], [4, 1], 1) as window:
-        assert window.shape == (2, 1, 5, 2)
-        np.testing.assert_array_equal(window[1, 0, :, 0], [7, 0, 0, 0, 0])
-        window[0, 0, 4] = window[1, 0, 1] = 9
-    with cache.window(0, [2], [2], 1) as window:
-        np.testing.assert_array_equal(window[0, 0, :2, 0], [7, 9])
-    with cache.window(0, [0], [5], 1) as window:
-        np.testing.assert_array_equal(window[0, 0, :5, 0], [1, 1, 1, 1, 9])
+        for name, width in (("cache", 2), ("cache_scales", 1)):
+            assert window[name].shape == (2, 1, 5, width)
+            np.testing.assert_array_equal(window[name][1, 0, :, 0], [7, 0, 0, 0, 0])
+            window[name][0, 0, 4] = window[name][1, 0, 1] = 9
+    for name in record.tensors:
+        with cache.window(0, [2], [2], 1) as window:
+            np.testing.assert_array_equal(window[name][0, 0, :2, 0], [7, 9])
+        with cache.window(0, [0], [5], 1) as window:
+            np.testing.assert_array_equal(window[name][0, 0, :5, 0], [1, 2, 3, 4, 9])
+    cache.copy_prefix(0, 1, 3)
+    with cache.window(0, [1], [3], 1) as window:
+        assert [window[name][0, 0, :3, 0].tolist() for name in record.tensors] == [[1, 2, 3]] * 2
+
+
+def fill(cache: LatentCache, *, slot: int, length: int, values: list[int]) -> None:
+    with cache.window(0, [slot], [length], len(values)) as window:
+        for tensor in window.values():
+            tensor[0, 0, length:] = np.array(values)[:, None]
