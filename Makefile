@@ -60,9 +60,14 @@ $(VENV)/.tool: pyproject.toml $(VENV)/.python
 	@$(PIP) --editable '.[tool]'
 	@touch $@
 
+$(VENV)/.plans: $(VENV)/.tool
+	@echo "Installing what builds plans of TensorRT-RTX into $(VENV) ..."
+	@$(PIP) --editable '.[tool,plans]'
+	@touch $@
+
 # torchvision serves the tests alone: transformers' image processor, the oracle for our patches,
 # asks for it. Without its dependencies, so that it cannot replace torch.
-$(VENV)/.dev: $(VENV)/.tool
+$(VENV)/.dev: $(VENV)/.plans
 	@echo "Installing the development tools into $(VENV) ..."
 	@$(PIP) --group dev
 	@$(PIP) --no-deps torchvision==0.28.0

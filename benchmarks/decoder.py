@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines.build import BuildOptions, build_target
+from engines.build import build_target
+from engines.options import BuildOptions
 from export.checkpoint.reader import Checkpoint
 from export.graphs import plan_graphs
 from export.recipe.reading import load_recipe

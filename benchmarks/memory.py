@@ -44,7 +44,8 @@ def main(stage: str, workplace: Path) -> int:
 
 
 def _export(checkpoint: "Checkpoint", workplace: Path) -> None:
-    from engines.build import BuildOptions, build_target
+    from engines.build import build_target
+    from engines.options import BuildOptions
     from export.recipe.reading import load_recipe
     from export.stage import ExportOptions, export_checkpoint
 

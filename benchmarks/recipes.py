@@ -30,7 +30,8 @@ def _measure(name: str, folder: Path) -> dict[str, Any]:
     from calibration.data.examples import load_examples
     from calibration.evaluate import evaluate
     from calibration.stage import CalibrateOptions, calibrate_checkpoint
-    from engines.build import BuildOptions, build_target
+    from engines.build import build_target
+    from engines.options import BuildOptions
     from export.checkpoint.reader import Checkpoint
     from export.recipe.reading import load_recipe
     from export.stage import ExportOptions, export_checkpoint

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph.quantise import input_scale_name, scale_name, whole_name
+from export.graph.widen import NARROW, computed_values, widen_graph
 from export.graphs import GraphPlan
 from export.quantised.matrix import grouped
 from export.quantised.storage import quantised_places
@@ -22,7 +25,7 @@ from export.recipe.recipe import Recipe, WeightFormat
 from runtime import names
 from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
-from runtime.engine.onnx_session import open_session
+from runtime.engine.onnx_session import session_from_bytes
 from runtime.prompt.patches import position_weights
 
 from .scales.rounding import round_cache, round_inputs
@@ -53,16 +56,17 @@ def measure_graph(artifact: Artifact, path: str, plan: GraphPlan, config: KimiVL
     recipe = recipe_from_values(manifest.precision, manifest.recipe, str(artifact.folder))
     fill_from_graph(module, artifact.folder / manifest.graphs[plan.name], recipe)
     round_cache(module, recipe, config.decoder.latent_rank)
-    inputs = example_inputs(plan, config)
-    given = inputs
+    session = open_wide(artifact, path)
+    inputs = fitted(example_inputs(plan, config), session)
+    given = {**inputs, **_window_input(session)}
     if recipe.cache is not None and plan.is_layer:
-        given = cached_as_codes(inputs, config.decoder.latent_rank, recipe.cache.group)
+        given = cached_as_codes(given, config.decoder.latent_rank, recipe.cache.group)
         inputs = {**inputs, names.CACHE: meaning_of_codes(given)}
     with torch.no_grad():
         expected = module(*(torch.from_numpy(array) for array in inputs.values()))
     expected = expected if isinstance(expected, tuple) else (expected,)
-    found = open_session(artifact, path).run(None, given)
-    if given is not inputs:
+    found = session.run(None, given)
+    if recipe.cache is not None and plan.is_layer:
         codes = dict(zip(CACHE_TENSORS, found[1 : 1 + len(CACHE_TENSORS)], strict=True))
         found = [found[0], meaning_of_codes(codes), *found[1 + len(CACHE_TENSORS) :]]
     return max(relative_error(a, b.numpy()) for a, b in zip(found, expected, strict=True))
@@ -100,6 +104,35 @@ def example_inputs(plan: GraphPlan, config: KimiVLConfig) -> dict[str, NDArray[n
         names.ROWS: np.array([0, _TOKENS - 1, _BATCH * _TOKENS - 1], dtype=np.int64),
     }
     return {name: made[name] for name in plan.spec.inputs}
+
+
+def open_wide(artifact: Artifact, path: str) -> ort.InferenceSession:
+    """Load a graph with everything 16 bits wide computed in fp32, which a target need not do."""
+    content = artifact.read_checked(path)
+    model = ir.serde.deserialize_model(onnx.load_from_string(content))
+    if any(value.dtype in NARROW for value in computed_values(model)):
+        widen_graph(model)
+        content = ir.serde.serialize_model(model).SerializeToString()
+    return session_from_bytes(content, artifact.folder / path)
+
+
+def fitted(
+    inputs: dict[str, NDArray[np.generic]], session: ort.InferenceSession
+) -> dict[str, NDArray[np.generic]]:
+    """Give the cache the capacity of a graph that has a fixed one; the rows behind are zero."""
+    capacity = next((one.shape[2] for one in session.get_inputs() if one.name == names.CACHE), None)
+    if not isinstance(capacity, int):
+        return inputs
+    cache = inputs[names.CACHE]
+    whole = np.zeros((*cache.shape[:2], capacity, cache.shape[3]), dtype=cache.dtype)
+    whole[:, :, : cache.shape[2]] = cache
+    return {**inputs, names.CACHE: whole}
+
+
+def _window_input(session: ort.InferenceSession) -> dict[str, NDArray[np.generic]]:
+    """Measure the rows in use for a graph that wants to know."""
+    wants = any(one.name == names.WINDOW for one in session.get_inputs())
+    return {names.WINDOW: np.zeros(_CACHED, dtype=np.int32)} if wants else {}
 
 
 def cached_as_codes(inputs: Arrays, rank: int, group: int) -> dict[str, NDArray[np.generic]]:

@@ -15,6 +15,7 @@ from runtime.files import announced
 from runtime.progress import Progress, silent
 
 from .data.examples import Example
+from .on_device import measure_on_device
 from .parity import measure_graph
 from .price.target import price_target
 from .tolerances import GRAPH_FP32, GRAPH_ROUNDED
@@ -29,6 +30,7 @@ def verify_artifact(
     progress: Progress = silent,
     *,
     held_out: Sequence[Example] | None = None,
+    on_device: bool = False,
 ) -> Manifest:
     """Hash all files and compare each of a target's graphs with its torch module.
 
@@ -37,7 +39,8 @@ def verify_artifact(
         target: which of its targets.
         progress: told in graphs, then in samples.
         held_out: the conversations that judged a quantised artifact; then the target's own price
-            is measured, too.
+            is measured, too, where it runs on this machine.
+        on_device: run the plans of a target of TensorRT, too; needs the card.
 
     Returns:
         The manifest with the figures of this target, also written to the folder.
@@ -67,7 +70,10 @@ def verify_artifact(
     if problems:
         raise ArtifactError(describe_problems(f"{folder}, target {target}", problems))
     measured = manifest.with_parity(target, figures)
-    if held_out is not None and manifest.calibration:
+    runs_here = record.plans is None or on_device
+    if on_device:
+        measured = measured.with_device(target, *measure_on_device(artifact, target, progress))
+    if held_out is not None and manifest.calibration and runs_here:
         measured = measured.with_price(target, price_target(artifact, target, held_out, progress))
     if measured != manifest:
         measured.write(folder)

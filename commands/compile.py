@@ -4,12 +4,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import options, output, progress, summary
-from .flag_groups import CalibrationFlags, ExportFlags, LimitFlags, with_flag_groups
+from .flag_groups import (
+    CalibrationFlags,
+    ExportFlags,
+    LimitFlags,
+    PlanFlags,
+    with_flag_groups,
+)
 
 if TYPE_CHECKING:
     from calibration.stage import CalibrateOptions
-    from engines.build import BuildOptions
+    from engines.options import BuildOptions
     from export.checkpoint.reader import Checkpoint
+    from export.recipe.recipe import Recipe
     from export.stage import ExportOptions
     from runtime.artifact.manifest import Manifest
 
@@ -23,6 +30,7 @@ def compile_checkpoint(
     wanted: ExportFlags,
     samples: CalibrationFlags,
     limits: LimitFlags,
+    plans: PlanFlags,
     json: options.JsonOption = False,
 ) -> None:
     """Export, calibrate, build and verify in one run.
@@ -31,9 +39,9 @@ def compile_checkpoint(
     measured and printed. A run that was stopped goes on where it was.
     """
     source = wanted.open(checkpoint)
-    sizes = limits.make_options()
-    _check_build(source, target, sizes)
+    sizes = limits.make_options(plans)
     chosen = wanted.make_options()
+    _check_build(source, target, sizes, chosen.recipe)
     calibration = samples.make_options(chosen) if chosen.recipe.is_quantised else None
     manifest = _run_stages(source, artifact, chosen, calibration, target, sizes)
     errors: dict[str, float] = dict(manifest.parity[target])
@@ -43,15 +51,18 @@ def compile_checkpoint(
     output.facts(facts, as_json=json)
     if calibration is not None:
         output.note(f"report: {artifact / 'calibration' / 'report.html'}")
-    question = "What is in this picture?"
-    output.note(f"next: {summary.command_text('run', artifact, '--image', 'PICTURE', question)}")
+    where = () if target == "cpu" else ("--target", target)
+    words = ("run", artifact, *where, "--image", "PICTURE", "What is in this picture?")
+    output.note(f"next: {summary.command_text(*words)}")
 
 
-def _check_build(source: "Checkpoint", target: str, sizes: "BuildOptions") -> None:
+def _check_build(
+    source: "Checkpoint", target: str, sizes: "BuildOptions", recipe: "Recipe"
+) -> None:
     """Refuse what the build would refuse, before the export, which is slow."""
     from engines.build import check_build
 
-    check_build(target, sizes, source.config, source.folder)
+    check_build(target, sizes, source.config, source.folder, recipe)
 
 
 def _run_stages(

@@ -18,7 +18,7 @@ from . import options
 
 if TYPE_CHECKING:
     from calibration.stage import CalibrateOptions
-    from engines.build import BuildOptions
+    from engines.options import BuildOptions, PlanOptions
     from export.checkpoint.reader import Checkpoint
     from export.stage import ExportOptions
 
@@ -96,6 +96,23 @@ class CalibrationFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanFlags:
+    """How the plans of a target of TensorRT are made."""
+
+    weights: options.WeightsOption = "external"
+    plugins: options.PluginsOption = True
+    min_precision: options.MinPrecisionOption = 0.95
+
+    def make_options(self) -> "PlanOptions":
+        """Turn the flags into what the build takes."""
+        from engines.options import PlanOptions
+
+        return PlanOptions(
+            weights=self.weights, use_plugins=self.plugins, min_precision=self.min_precision
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LimitFlags:
     """The sizes that a target is built for, under the names that users know."""
 
@@ -105,9 +122,9 @@ class LimitFlags:
     max_image_tokens: options.MaxImageTokensOption = None
     prefill_chunk: options.PrefillChunkOption = None
 
-    def make_options(self) -> "BuildOptions":
-        """Turn the flags into what the build takes."""
-        from engines.build import DEFAULT_PREFILL_CHUNK, BuildOptions
+    def make_options(self, plans: PlanFlags | None = None) -> "BuildOptions":
+        """Turn the flags, with those about plans if there are any, into what the build takes."""
+        from engines.options import DEFAULT_PREFILL_CHUNK, BuildOptions, PlanOptions
 
         return BuildOptions(
             max_tokens=self.max_kv_cache_capacity,
@@ -115,6 +132,7 @@ class LimitFlags:
             max_slots=self.max_batch_size,
             max_image_tokens=self.max_image_tokens,
             prefill_chunk=self.prefill_chunk or DEFAULT_PREFILL_CHUNK,
+            plans=plans.make_options() if plans else PlanOptions(),
         )
 
 

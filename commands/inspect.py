@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact.manifest import FILE_NAME, Manifest, TargetRecord
+from runtime.artifact.manifest import FILE_NAME, Manifest
+from runtime.artifact.records import TargetRecord
 from runtime.files import sha256_of
 
 from . import options, output, summary

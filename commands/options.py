@@ -31,7 +31,37 @@ PromptArgument = Annotated[
 ]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-TargetOption = Annotated[str, typer.Option(help="Where it runs; cpu is the one there is.")]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Where it runs: cpu; rtx:sm89, or several cards as rtx:sm89+sm120; trt.",
+    ),
+]
+WeightsOption = Annotated[
+    Literal["external", "embedded"],
+    typer.Option(
+        help="TensorRT: weights bound to plans that layers share, or held by plans of their own."
+    ),
+]
+PluginsOption = Annotated[
+    bool,
+    typer.Option(
+        "--plugins/--no-plugins", help="TensorRT: experts in our own kernels, where they exist."
+    ),
+]
+OnDeviceOption = Annotated[
+    bool, typer.Option("--on-device", help="Run and time the plans of TensorRT on this card.")
+]
+MinPrecisionOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="SHARE",
+        help="TensorRT: least share of the arithmetic that is done as the recipe says.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Cores to use.", show_default="all that are allowed"),

@@ -127,14 +127,12 @@ def _show(made: "Plan", work: "Work", target: "Target") -> None:
     columns = ("stage", "memory", "disk needed", "left", "time", "memory is")
     output.table(columns, [_stage_row(stage) for stage in made.stages])
     if made.speed is None:
-        output.heading(
-            f"{target.name} is not built by this version: no estimates of build, verify and run"
-        )
+        output.heading("requests: nothing was measured on such a card to estimate them from")
     else:
         output.heading("requests: estimates, on one core of 2.6 GHz")
         output.table((), _speed_rows(made.speed))
     output.heading("targets")
-    columns = ("target", "takes the recipe", "built by this version", "why, or what to know")
+    columns = ("target", "takes the recipe", "why, or what to know")
     output.table(columns, [_verdict_row(verdict) for verdict in made.targets])
 
 
@@ -174,8 +172,8 @@ def _speed(tokens_per_s: float) -> str:
 
 
 def _verdict_row(verdict: "Verdict") -> tuple[str, ...]:
-    answers = ("yes" if answer else "no" for answer in (verdict.takes, verdict.is_built))
-    return (verdict.target, *answers, "; ".join(verdict.reasons) or verdict.remark)
+    answer = "yes" if verdict.takes else "no"
+    return (verdict.target, answer, "; ".join(verdict.reasons) or verdict.remark)
 
 
 def _duration(seconds: float) -> str:

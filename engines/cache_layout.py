@@ -2,7 +2,7 @@
 
 from export.recipe.recipe import CacheFormat
 from runtime import names
-from runtime.artifact.manifest import CacheRecord, CacheTensor
+from runtime.artifact.records import CacheRecord, CacheTensor
 from runtime.config import DecoderConfig
 
 TYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -24,9 +24,9 @@ RELEASED_16_BIT_BYTES = 62_000_000_000
 
 _TOOL_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors", "huggingface-hub")
 _OPTIONAL_PACKAGES = {
-    "tensorrt-rtx": "for RTX cards: pip install -e '.[rtx]'",
-    "tensorrt": "for data-centre GPUs: pip install -e '.[trt]'",
-    "triton": "to compile GPU kernels: pip install triton",
+    "tensorrt-rtx": "to build for RTX cards: pip install -e '.[plans]'",
+    "tensorrt": "to build for the data-centre GPU at hand: pip install -e '.[plans,trt]'",
+    "triton": "to compile GPU kernels: pip install -e '.[plans]'",
 }
 _INSTRUCTIONS = {
     "AVX2": ("avx2",),

@@ -1,4 +1,4 @@
-"""Small edits that several passes make: find nodes, widen or register initialisers."""
+"""Small edits that several passes make: find nodes, look behind values, drop initialisers."""
 
 from typing import TypeVar
 
@@ -27,19 +27,6 @@ def static_size(value: ir.Value, axis: int) -> int:
     if not isinstance(size, int):
         raise RuntimeError(f"{value.name}: axis {axis} has no fixed size")
     return size
-
-
-def widen_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """Put a Cast to fp32 between an initialiser and all its users; return the wide value."""
-    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
-    wide = cast.outputs[0]
-    wide.name = f"{value.name}.fp32"
-    wide.dtype, wide.shape = ir.DataType.FLOAT, value.shape
-    for user, index in list(value.uses()):
-        if user is not cast:
-            user.replace_input_with(index, wide)
-    graph.insert_before(graph[0], cast)
-    return wide
 
 
 def stored_initializer(value: ir.Value) -> ir.Value:

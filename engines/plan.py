@@ -27,8 +27,6 @@ class Verdict:
 
     target: str
     takes: bool
-    is_built: bool
-    """Whether this version builds for it."""
     reasons: tuple[str, ...]
     """Why not, and what would work."""
     remark: str
@@ -42,9 +40,9 @@ class Plan:
     total: PartSize
     cache: CacheSize
     stages: tuple[StageCost, ...]
-    """Estimates; those of a target only where this version builds for it."""
+    """Estimates."""
     speed: Speed | None
-    """An estimate; None where this version builds nothing."""
+    """An estimate; None where nothing was measured to make it from."""
     targets: tuple[Verdict, ...]
 
 
@@ -56,15 +54,16 @@ def make_plan(work: Work, target: Target) -> Plan:
         target: where it shall run.
     """
     cache = cache_size(work, target)
+    is_cpu = target.name == "cpu"
     stages = [artifact_cost(work)]
-    if target.is_built:
+    if is_cpu:
         stages += cpu_costs(work, cache.total_bytes)
     return Plan(
         parts=tuple(part_sizes(work.parameters, work.recipe)),
         total=total_size(work.parameters, work.recipe),
         cache=cache,
         stages=tuple(stages),
-        speed=cpu_speed(work) if target.is_built else None,
+        speed=cpu_speed(work) if is_cpu else None,
         targets=tuple(_judge(one, work) for one in TARGETS.values()),
     )
 
@@ -88,7 +87,6 @@ def _judge(target: Target, work: Work) -> Verdict:
     return Verdict(
         target=target.name,
         takes=not reasons,
-        is_built=target.is_built,
         reasons=tuple(reasons),
         remark=target.remark,
     )

@@ -1,7 +1,7 @@
 """What each target computes: which recipes it can take, and why not the others.
 
-A target can take a recipe if it has every number format in it; whether this version builds for the
-target is another matter.
+A target can take a recipe if it has every number format in it. Several targets of TensorRT-RTX can
+be built for at once; then all of them have to take it.
 
 Source: what TensorRT-RTX 1.7 compiled for each compute capability (formats, groups of INT4, types
 of the cache), and its list of supported devices.
@@ -26,8 +26,6 @@ class Target:
     """One target."""
 
     name: str
-    is_built: bool
-    """Whether this version builds for it."""
     bases: tuple[str, ...]
     """Types of what is not quantised."""
     codes: tuple[str, ...]
@@ -47,7 +45,6 @@ class Target:
 def _rtx(number: int, *codes: str, has_bf16: bool = True, remark: str = "") -> Target:
     return Target(
         name=f"rtx:sm{number}",
-        is_built=False,
         bases=("fp32", "fp16", "bf16") if has_bf16 else ("fp32", "fp16"),
         codes=("int8", "int4", *codes),
         int4_groups=(32, 64, 128),  # others were not compiled
@@ -58,7 +55,6 @@ def _rtx(number: int, *codes: str, has_bf16: bool = True, remark: str = "") -> T
 _ALL = (
     Target(
         name="cpu",
-        is_built=True,
         bases=("fp32", "fp16", "bf16"),
         codes=("int8", "int4", "fp8", "nvfp4"),
         int4_groups=(16, 32, 64, 128),
@@ -72,6 +68,13 @@ _ALL = (
     _rtx(89, "fp8"),
     _rtx(120, "fp8", "nvfp4"),
     _rtx(121, "fp8", "nvfp4"),
+    Target(
+        name="trt",
+        bases=("fp32", "fp16", "bf16"),
+        codes=("int8", "int4", "fp8", "nvfp4"),
+        int4_groups=(32, 64, 128),
+        remark="the GPU at hand, which may have fewer formats",
+    ),
 )
 TARGETS = {target.name: target for target in _ALL}
 """By name, in the order of tables."""
@@ -87,6 +90,16 @@ def find_target(name: str) -> Target:
         return TARGETS[name]
     reason = f"TensorRT-RTX does not compile for {_NOT_RTX[name]}; " if name in _NOT_RTX else ""
     raise UnsupportedError(f"target {name!r}: {reason}known ones are {', '.join(TARGETS)}")
+
+
+def single_targets(name: str) -> tuple[Target, ...]:
+    """Look up what a target's name is made of: `rtx:sm89+sm120` is two, every other one.
+
+    Raises:
+        UnsupportedError: one of them does not exist.
+    """
+    home, colon, devices = name.partition(":")
+    return tuple(find_target(f"{home}{colon}{device}") for device in devices.split("+"))
 
 
 def refusals(target: Target, recipe: Recipe) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 import onnx_ir as ir
 
 from runtime import __version__, names
-from runtime.artifact.manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TableRecord
+from runtime.artifact.manifest import FILE_NAME, MODEL_FOLDER, Manifest
+from runtime.artifact.records import FileRecord, TableRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, CapacityError, InputError
 from runtime.files import TEMPORARY_SUFFIX, announced, exclusive, sha256_of, write_bytes

@@ -1,6 +1,6 @@
 """An opened artifact: conversations in, streamed text or logits out. The one class users need.
 
-Joins the parts and decides nothing itself: prompts (`prompt`), engine (`onnx_engine`), generation
+Joins the parts and decides nothing itself: prompts (`prompt`), engine (`engine`), generation
 (`generate`), release defaults (`releases`).
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from .artifact.folder import Artifact
 from .config import KimiVLConfig
+from .engine.opening import open_engine
 from .engine.protocol import Engine, FloatArray
 from .errors import CapacityError, InputError
 from .generation.batch import Answer, generate_batch
@@ -69,15 +70,13 @@ class Session:
             ArtifactError: the folder is incomplete, altered, or not built for the target.
             InputError: there is no such release.
         """
-        from .engine.onnx_engine import OnnxEngine
-
         artifact = Artifact.open(folder, progress=progress)
         model_folder = artifact.model_folder
         config = KimiVLConfig.load(model_folder / "config.json")
         encoder = PromptEncoder.load(model_folder, config)
         known = detect_release(model_folder) if release is None else _named_release(release)
         return cls(
-            OnnxEngine(artifact, target, num_threads=num_threads),
+            open_engine(artifact, target, num_threads=num_threads),
             encoder,
             stop_ids=stop_ids(config, model_folder, encoder.tokenizer),
             release=known,

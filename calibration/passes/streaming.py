@@ -24,7 +24,7 @@ from export.quantised.table import rounded_rows
 from export.recipe.recipe import Recipe
 from export.sources import Source, load_parameters, parameter_sources
 from runtime import names
-from runtime.artifact.manifest import FileRecord
+from runtime.artifact.records import FileRecord
 from runtime.files import sha256_of, write_bytes
 from runtime.progress import Progress, silent
 

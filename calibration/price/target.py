@@ -8,7 +8,8 @@ import torch
 
 from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.opening import open_engine
+from runtime.engine.protocol import Engine
 from runtime.errors import InputError
 from runtime.progress import Progress, silent
 from runtime.prompt.encoder import PromptEncoder
@@ -48,7 +49,7 @@ def price_target(
     prompts = PromptEncoder.load(artifact.model_folder, config)
     samples = [encode(one, prompts, data["max_tokens"]) for one in held_out]
     references = _references(artifact, samples)
-    engine = OnnxEngine(artifact, target)
+    engine = open_engine(artifact, target)
     kept = [i for i, one in enumerate(samples) if len(one.ids) <= engine.limits.max_tokens]
     distances = []
     for done, index in enumerate(kept):
@@ -66,7 +67,7 @@ def _references(artifact: Artifact, samples: Sequence[Sample]) -> list[Reference
     return [whole.part(start, end) for start, end in pairwise(ends)]
 
 
-def _judged_logits(engine: OnnxEngine, sample: Sample) -> np.ndarray:
+def _judged_logits(engine: Engine, sample: Sample) -> np.ndarray:
     hidden = engine.embed(sample.ids)
     if sample.images:
         hidden[sample.is_image] = np.concatenate([engine.encode(one) for one in sample.images])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from export.graph.widen import widen_initializer
 from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTER
 
 from ..graph_edits import (
@@ -22,7 +23,6 @@ from ..graph_edits import (
     neutral_nodes,
     static_size,
     stored_initializer,
-    widen_initializer,
 )
 from ..lowering import Lowered
 

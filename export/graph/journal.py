@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact.manifest import FileRecord
+from runtime.artifact.records import FileRecord
 from runtime.errors import ArtifactError
 from runtime.files import announced, disk_errors_named, resolve_inside, write_bytes
 

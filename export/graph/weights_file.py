@@ -12,7 +12,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from runtime.artifact.manifest import FileRecord
+from runtime.artifact.records import FileRecord
 from runtime.files import replacing
 
 WEIGHTS_FOLDER = "weights"

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from runtime.artifact.manifest import FileRecord
+from runtime.artifact.records import FileRecord
 from runtime.files import sha256_of, write_bytes
 
 from .factor import Factor

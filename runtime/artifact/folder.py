@@ -13,7 +13,8 @@ from pathlib import Path
 from ..errors import ArtifactError, KimiVLError, describe_problems
 from ..files import resolve_inside, sha256_of, write_bytes
 from ..progress import Progress, silent
-from .manifest import FILE_NAME, MODEL_FOLDER, FileRecord, Manifest, TargetRecord
+from .manifest import FILE_NAME, MODEL_FOLDER, Manifest
+from .records import FileRecord, TargetRecord
 
 CHECKED_FILE = ".checked.json"
 """Size and time of change of weight files whose hash was right; local to a machine."""

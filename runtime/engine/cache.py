@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.manifest import CacheRecord
+from ..artifact.records import CacheRecord
 from ..errors import CapacityError
 from ..limits import Limits
 

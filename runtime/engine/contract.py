@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from .. import names
 from ..artifact.folder import Artifact
-from ..artifact.manifest import TargetRecord
+from ..artifact.records import TargetRecord
 from ..config import KimiVLConfig
 from ..errors import ArtifactError, describe_problems
 
@@ -70,22 +70,8 @@ def _contracts(
 ) -> dict[str, _Contract]:
     vision, width = config.vision, config.decoder.width
     hidden = (None, None, width)
-    cache = {
-        name: (_CACHE_TYPES[one.dtype], (None, 1, None, one.width))
-        for name, one in target.cache.tensors.items()
-    }
     merged = _Tensor(names.MERGED, _FLOAT, (None, vision.merge**2, vision.width))
-    layer = _Contract(
-        inputs=(
-            _Tensor(names.HIDDEN, _FLOAT, hidden),
-            *(_Tensor(name, *one) for name, one in cache.items()),
-            _Tensor(names.LENGTHS, _INTEGER, (None,)),
-        ),
-        outputs=(
-            _Tensor(names.HIDDEN_OUT, _FLOAT, hidden),
-            *(_Tensor(names.output_of(name), *one) for name, one in cache.items()),
-        ),
-    )
+    layer = _layer_contract(target, width)
     return {
         names.VISION: _Contract(
             inputs=(
@@ -107,6 +93,25 @@ def _contracts(
             outputs=(_Tensor(names.LOGITS, _FLOAT, (None, config.decoder.vocab_size)),),
         ),
     }
+
+
+def _layer_contract(target: TargetRecord, width: int) -> _Contract:
+    hidden = (None, None, width)
+    cache = {
+        name: (_CACHE_TYPES[one.dtype], (None, 1, None, one.width))
+        for name, one in target.cache.tensors.items()
+    }
+    return _Contract(
+        inputs=(
+            _Tensor(names.HIDDEN, _FLOAT, hidden),
+            *(_Tensor(name, *one) for name, one in cache.items()),
+            _Tensor(names.LENGTHS, _INTEGER, (None,)),
+        ),
+        outputs=(
+            _Tensor(names.HIDDEN_OUT, _FLOAT, hidden),
+            *(_Tensor(names.output_of(name), *one) for name, one in cache.items()),
+        ),
+    )
 
 
 def _differences(

@@ -8,10 +8,10 @@ import onnxruntime as ort
 from .. import names
 from ..artifact.folder import Artifact
 from ..config import KimiVLConfig
-from ..errors import CapacityError, NumericError
 from ..limits import Limits
 from ..prompt.patches import PatchedImage, position_weights
 from .cache import LatentCache
+from .checks import check_finite, check_grid, check_step
 from .contract import check_graphs
 from .embedding import EmbeddingTable
 from .onnx_session import open_session
@@ -68,11 +68,7 @@ class OnnxEngine:
     def encode(self, image: PatchedImage) -> FloatArray:
         """Turn one image into its rows of the prompt, (M, C)."""
         grid = image.grid
-        if grid.h * grid.w > self._limits.max_patches:
-            raise CapacityError(
-                f"an image of {grid.h} x {grid.w} patches does not fit the limit of "
-                f"{self._limits.max_patches}; shrink it or build with a larger --max-image-tokens"
-            )
+        check_grid(grid, self._limits)
         rows, columns = self._table_size
         inputs = {
             names.PATCHES: image.patches,
@@ -81,7 +77,7 @@ class OnnxEngine:
         }
         merged = self._vision.run(None, inputs)[0]
         features: FloatArray = self._projector.run(None, {names.MERGED: merged})[0]
-        _check_finite(features, "the vision encoder")
+        check_finite(features, "the vision encoder")
         return features
 
     def embed(self, ids: IntArray) -> FloatArray:
@@ -92,7 +88,7 @@ class OnnxEngine:
         self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
     ) -> FloatArray:
         """Append S tokens to each of B slots and return the logits of chosen tokens (N, V)."""
-        self._check_step(slots, hidden, lengths)
+        check_step(slots, hidden, lengths, self._limits)
         num_new = hidden.shape[1]
         state = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(hidden))
         counts = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(lengths))
@@ -108,7 +104,7 @@ class OnnxEngine:
         inputs = {names.HIDDEN: state, names.ROWS: ort.OrtValue.ortvalue_from_numpy(rows)}
         outputs = self._head.run_with_ort_values([names.LOGITS], inputs)
         logits: FloatArray = outputs[0].numpy()
-        _check_finite(logits, "the decoder")
+        check_finite(logits, "the decoder")
         return logits
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
@@ -142,27 +138,3 @@ class OnnxEngine:
             taps = {name: value.numpy() for name, value in tapped}
             self._observer(self._layer_numbers[layer], taps)
         return outputs[0]
-
-    def _check_step(self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray) -> None:
-        if len(set(slots)) != len(slots) or not len(slots) == len(lengths) == hidden.shape[0]:
-            raise ValueError(f"slots {slots}, lengths {lengths.shape}, hidden {hidden.shape}")
-        if not all(0 <= slot < self._limits.max_slots for slot in slots):
-            raise CapacityError(
-                f"slots {list(slots)}: the engine has {self._limits.max_slots}; "
-                "build with a larger --max-batch-size"
-            )
-        needed = int(lengths.max()) + hidden.shape[1]
-        if needed > self._limits.max_tokens:
-            raise CapacityError(
-                f"{needed} tokens do not fit a cache of {self._limits.max_tokens}; shorten the "
-                f"prompt or build with --max-kv-cache-capacity {needed}"
-            )
-
-
-def _check_finite(values: FloatArray, where: str) -> None:
-    if not np.isfinite(values).all():
-        count = int(values.size - np.isfinite(values).sum())
-        raise NumericError(
-            f"{count} of {values.size} values from {where} are not finite; the request was ended "
-            "(run `tool.py verify` on the artifact)"
-        )

@@ -2,6 +2,7 @@
 
 import os
 from functools import cache
+from pathlib import Path
 
 import onnxruntime as ort
 
@@ -12,10 +13,7 @@ from ..errors import ArtifactError
 def open_session(
     artifact: Artifact, path: str, *, num_threads: int | None = None
 ) -> ort.InferenceSession:
-    """Load one graph of an artifact for the CPU provider.
-
-    The session is made from the bytes that were hashed, with the graph's folder as the place of its
-    weights. An idle thread pool stops spinning, since about 30 sessions share the cores.
+    """Load one graph of an artifact for the CPU provider, from the bytes that were hashed.
 
     Args:
         artifact: opened, hence checked.
@@ -24,6 +22,26 @@ def open_session(
 
     Raises:
         ArtifactError: the graph was altered, or ONNX Runtime cannot load it.
+    """
+    return session_from_bytes(
+        artifact.read_checked(path), artifact.folder / path, num_threads=num_threads
+    )
+
+
+def session_from_bytes(
+    content: bytes, place: Path, *, num_threads: int | None = None
+) -> ort.InferenceSession:
+    """Load a graph for the CPU provider.
+
+    An idle thread pool stops spinning, since about 30 sessions share the cores.
+
+    Args:
+        content: the graph.
+        place: where it lies, or would lie: its weights are found from there.
+        num_threads: cores to use; all that this process may, if left out.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load it.
     """
     _share_memory()
     options = ort.SessionOptions()
@@ -38,16 +56,14 @@ def open_session(
     # Weights stored in 16 bits are widened once, at load, however large they are (0: no limit).
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "0")
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path",
-        str((artifact.folder / path).parent.resolve()),
+        "session.model_external_initializers_file_folder_path", str(place.parent.resolve())
     )
-    content = artifact.read_checked(path)
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the bindings raise many types without a common base
         reason = str(error).splitlines()[0]
         raise ArtifactError(
-            f"{artifact.folder / path}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
+            f"{place}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
         ) from error
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from engines.build import BuildOptions
 from engines.costs import StageCost, artifact_cost, cpu_costs, cpu_speed
+from engines.options import BuildOptions
 from engines.plan import cache_size, make_plan
 from engines.targets import TARGETS
 from engines.work import SampleCount, Work

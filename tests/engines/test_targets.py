@@ -2,8 +2,7 @@
 
 import pytest
 
-from engines.build import PASSES
-from engines.targets import TARGETS, find_target, refusals
+from engines.targets import TARGETS, find_target, refusals, single_targets
 from export.recipe.reading import load_recipe, parse_recipe
 from runtime.errors import UnsupportedError
 
@@ -11,16 +10,21 @@ RTX = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 
 
 def takers(recipe: str) -> set[str]:
-    return {name for name, target in TARGETS.items() if not refusals(target, load_recipe(recipe))}
+    """Targets that are named by their GPU or are none."""
+    named = {name: target for name, target in TARGETS.items() if name != "trt"}
+    return {name for name, target in named.items() if not refusals(target, load_recipe(recipe))}
 
 
 def rtx(*numbers: int) -> set[str]:
     return {f"rtx:sm{number}" for number in numbers}
 
 
-def test_what_is_called_built_is_what_the_build_knows() -> None:
-    assert {name for name, target in TARGETS.items() if target.is_built} == set(PASSES)
-    assert list(TARGETS) == ["cpu", *(f"rtx:{number}" for number in RTX)]
+def test_several_cards_are_as_many_targets() -> None:
+    assert list(TARGETS) == ["cpu", *(f"rtx:{number}" for number in RTX), "trt"]
+    assert [one.name for one in single_targets("rtx:sm120+sm89")] == ["rtx:sm120", "rtx:sm89"]
+    assert single_targets("cpu") == (TARGETS["cpu"],)
+    with pytest.raises(UnsupportedError, match="does not compile for H100 and H200"):
+        single_targets("rtx:sm89+sm90")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,8 @@ def test_a_target_takes_a_recipe_whose_formats_it_has(recipe: str, expected: set
 def test_a_refusal_says_what_would_work_and_where() -> None:
     (reason,) = refusals(TARGETS["rtx:sm86"], load_recipe("fp8-weight-only"))
     assert reason.startswith("no fp8 (vision, projector, attention, ")
-    assert reason.endswith("int8 or int4 would work, or fp8 on cpu, rtx:sm89, rtx:sm120, rtx:sm121")
+    able = "cpu, rtx:sm89, rtx:sm120, rtx:sm121, trt"
+    assert reason.endswith(f"int8 or int4 would work, or fp8 on {able}")
     (reason,) = refusals(TARGETS["rtx:sm75"], load_recipe("bf16"))
     assert reason.startswith("no bf16: base = 'fp16' would work, or bf16 on cpu, rtx:sm80, ")
 

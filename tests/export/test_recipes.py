@@ -96,33 +96,31 @@ def test_values_survive_being_read(codes: str, observer: str, scale: str, balanc
     assert recipe_from_values(values, "mine", "manifest.json").values() == values
 
 
+ALL_OF_IT = """
+summary = "Mine."
+base = "fp16"
+[budget]
+kl = 1
+top1 = 0.5
+exact_match = 0.25
+[parts.experts]
+weights = "int4"
+group = 64
+activations = "int8"
+scale = "static"
+observer = "percentile"
+balance = "smooth"
+strength = 0.25
+clip = true
+[parts.embedding]
+weights = "int8"
+[parts.cache]
+latent = "int8"
+group = 64
+"""
+
+
 def test_all_that_a_file_can_say_is_read() -> None:
-    recipe = parse_recipe(
-        """
-        summary = "Mine."
-        base = "fp16"
-        [budget]
-        kl = 1
-        top1 = 0.5
-        exact_match = 0.25
-        [parts.experts]
-        weights = "int4"
-        group = 64
-        activations = "int8"
-        scale = "static"
-        observer = "percentile"
-        balance = "smooth"
-        strength = 0.25
-        clip = true
-        [parts.embedding]
-        weights = "int8"
-        [parts.cache]
-        latent = "int8"
-        group = 64
-        """,
-        "mine",
-        "mine.toml",
-    )
     experts = PartRecipe(
         weights=WeightFormat(codes="int4", group=64),
         activations=ActivationFormat(codes="int8", scale="static", observer="percentile"),
@@ -130,15 +128,14 @@ def test_all_that_a_file_can_say_is_read() -> None:
         strength=0.25,
         clip=True,
     )
-    budget = Budget(kl=1, top1=0.5, exact_match=0.25)
-    assert recipe == Recipe(
+    assert parse_recipe(ALL_OF_IT, "mine", "mine.toml") == Recipe(
         name="mine",
         summary="Mine.",
         base="fp16",
         parts={"experts": experts},
         embedding="int8",
         cache=CacheFormat(latent="int8", group=64),
-        budget=budget,
+        budget=Budget(kl=1, top1=0.5, exact_match=0.25),
     )
 
 

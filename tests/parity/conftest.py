@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.build import BuildOptions, build_target
+from engines.build import build_target
+from engines.options import BuildOptions
 from export.checkpoint.reader import Checkpoint
 from export.recipe.reading import load_recipe
 from export.stage import ExportOptions, export_checkpoint

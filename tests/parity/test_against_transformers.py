@@ -109,7 +109,7 @@ def test_each_layer_and_the_head_equal_the_oracle(fp32: Compiled, whole_oracle: 
             output_hidden_states=True,
         )
     states = [state.numpy() for state in output.hidden_states]  # the last one is behind the norm
-    width = fp32.session.engine._cache._layers[0].shape[-1]  # type: ignore[attr-defined]
+    width = fp32.session.engine._cache._layers[0]["cache"].shape[-1]  # type: ignore[attr-defined]
     cache = np.zeros((1, 1, len(prompt), width), dtype=np.float32)
     hidden = states[0]
     for layer in range(len(states) - 1):

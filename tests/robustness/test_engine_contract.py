@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Session
-from runtime.artifact.manifest import MAX_BYTES
+from runtime.artifact.fields import MAX_BYTES
 from runtime.errors import ArtifactError, CapacityError
 
 from .conftest import WarmTool, assert_named_error

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import engines.build
-from engines import cpu
-from engines.build import BuildOptions, build_target
+import engines.cpu.build
+from engines.build import build_target
+from engines.cpu import passes as cpu_passes
 from engines.lowering import Pass
+from engines.options import BuildOptions
 from runtime import files
 from runtime.artifact.folder import Artifact
 
@@ -84,7 +85,7 @@ def test_a_build_killed_while_it_replaces_another_leaves_an_artifact_that_opens(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fewer_passes() -> list[Pass]:
-        return cpu.passes()[:-1]
+        return cpu_passes.passes()[:-1]
 
     class KilledError(Exception):
         pass
@@ -93,14 +94,14 @@ def test_a_build_killed_while_it_replaces_another_leaves_an_artifact_that_opens(
         if event == "after layer_01.cpu.onnx":
             raise KilledError
 
-    monkeypatch.setitem(engines.build.PASSES, "cpu", fewer_passes)
+    monkeypatch.setattr(engines.cpu.build, "passes", fewer_passes)
     monkeypatch.setattr(files, "on_event", kill)
     options = BuildOptions(max_tokens=512, max_slots=2, prefill_chunk=64)
     with pytest.raises(KilledError):
         build_target(copied, "cpu", options)
     assert "cpu" not in Artifact.open(copied).manifest.targets
     monkeypatch.undo()
-    monkeypatch.setitem(engines.build.PASSES, "cpu", fewer_passes)
+    monkeypatch.setattr(engines.cpu.build, "passes", fewer_passes)
     build_target(copied, "cpu", options)
     assert Artifact.open(copied).target("cpu").passes == tuple(p.name for p in fewer_passes())
     assert leftovers(copied) == []

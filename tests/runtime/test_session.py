@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import GenerationLimits, Request, Sampling, Session
-from runtime.artifact.manifest import CacheRecord, CacheTensor
+from runtime.artifact.records import CacheRecord, CacheTensor
 from runtime.engine.cache import LatentCache
 from runtime.errors import CapacityError
 from runtime.limits import Limits

@@ -1,0 +1,196 @@
+"""What a target of TensorRT runs: lowered graphs, a plan for each kind of them, bound weights.
+
+Weights are inputs of a plan, so that all layers of a kind share one (`--weights external`), or they
+lie in it, and every graph has its own (`embedded`).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from export.graph.journal import Journal, key_of
+from export.recipe.sizes import parameters
+from runtime.artifact.records import (
+    BoundWeight,
+    CacheRecord,
+    FileRecord,
+    PlanRecord,
+    PlansRecord,
+    TargetRecord,
+)
+from runtime.cuda import Cuda
+from runtime.engine.trt.device import CudaDevice
+from runtime.files import sha256_of, write_bytes
+from runtime.progress import Progress
+
+from ..cache_layout import cache_record
+from ..job import Job, file_name, write_graph, write_lowered
+from ..lowering import Pass
+from .audit import audit_plan, check_audit, wanted_by
+from .builder import build_plan
+from .forms import experts_form
+from .home import Home
+from .network import parse_network
+from .passes import LoweringOptions, passes
+from .passes.external_weights import ExternalWeights
+from .profiles import usual_shapes
+from .report import plan_report
+from .shapes import graph_profiles
+from .sm import BuildTarget, parse_target
+from .sources import Source, external_source
+
+FOLDER = "engines"
+
+
+@dataclass(kw_only=True)
+class _Kind:
+    """Graphs that one plan runs."""
+
+    source: Source
+    graphs: list[str]
+
+    @property
+    def name(self) -> str:
+        """That of its first graph."""
+        return self.graphs[0]
+
+
+@dataclass(frozen=True)
+class TensorRTBuild:
+    """Satisfies `TargetBuild`."""
+
+    job: Job
+
+    @cached_property
+    def key(self) -> str:
+        """Follows from graphs, recipe, limits, options, and the versions of everything."""
+        job = self.job
+        return key_of(
+            {
+                "target": self.target.name,
+                "sms": list(self.sms),
+                "neutral": job.neutral,
+                "precision": job.recipe.values(),
+                "limits": asdict(job.limits),
+                "plans": asdict(job.options.plans),
+                "passes": [step.name for step in self.steps],
+                "versions": [self.home.title, self.home.polygraphy_version],
+            }
+        )
+
+    @cached_property
+    def target(self) -> BuildTarget:
+        """What is built for."""
+        return parse_target(self.job.target)
+
+    @cached_property
+    def home(self) -> Home:
+        """The TensorRT that builds."""
+        return Home.load(self.target.home)
+
+    @cached_property
+    def sms(self) -> tuple[int, ...]:
+        """Compute capabilities that are built for; with `trt` that of the GPU at hand.
+
+        Raises:
+            UnsupportedError: there is no GPU, and `trt` needs one.
+        """
+        return self.target.sms or (CudaDevice(Cuda.load()).sm,)
+
+    @cached_property
+    def cache(self) -> CacheRecord:
+        """The cache tensors of a layer: whole rows in the recipe's base type."""
+        return cache_record(self.job.config.decoder, None, self.job.recipe.base)
+
+    @cached_property
+    def steps(self) -> list[Pass]:
+        """The lowering, but for what takes weights out: lowered graphs run with them."""
+        plans, sms = self.job.options.plans, self.sms
+        options = LoweringOptions(
+            max_tokens=self.job.limits.max_tokens,
+            sms=sms,
+            experts=experts_form(self.job.recipe, sms, use_plugins=plans.use_plugins),
+            weights=plans.weights,
+        )
+        return [step for step in passes(options) if step.name != ExternalWeights.name]
+
+    def make(self, journal: Journal, progress: Progress) -> TargetRecord:
+        """Lower all graphs, then build a plan for each kind."""
+        job = self.job
+        graphs = {}
+        for done, name in enumerate(job.manifest.graphs, start=1):
+            graphs[name] = write_lowered(job, name, self.steps, journal)
+            progress("lower", done, len(job.manifest.graphs))
+        engines, shares = {}, []
+        for kind, bound in self._kinds(graphs):
+            shares.append(self._ensure_plan(kind, journal, progress))
+            for name, weights in bound.items():
+                engines[name] = PlanRecord(path=self._path(kind.name, "plan"), weights=weights)
+        return TargetRecord(
+            graphs=graphs,
+            cache=self.cache,
+            limits=job.limits,
+            passes=tuple(step.name for step in self.steps),
+            key=self.key,
+            plans=PlansRecord(
+                package=self.home.trt.__name__,
+                version=self.home.version,
+                sms=tuple(f"sm{sm}" for sm in self.sms),
+                engines={name: engines[name] for name in graphs},
+                wanted_precision=min(shares),
+            ),
+        )
+
+    def _kinds(
+        self, graphs: dict[str, str]
+    ) -> list[tuple[_Kind, dict[str, dict[str, BoundWeight]]]]:
+        """Put graphs together that differ in nothing but their weights, with those weights."""
+        found: dict[str, tuple[_Kind, dict[str, dict[str, BoundWeight]]]] = {}
+        for name, path in graphs.items():
+            source = self._source(name, path)
+            kind, bound = found.setdefault(source.key, (_Kind(source=source, graphs=[]), {}))
+            kind.graphs.append(name)
+            bound[name] = dict(source.weights)
+        return list(found.values())
+
+    def _source(self, name: str, lowered: str) -> Source:
+        if self.job.options.plans.weights == "external":
+            return external_source(self.job.folder, lowered)
+        return Source(key=name, path=lowered, model=None, weights={})
+
+    def _ensure_plan(self, kind: _Kind, journal: Journal, progress: Progress) -> float:
+        """Build the plan of a kind if it is not there; give its share in the wanted precision."""
+        plan, report = self._path(kind.name, "plan"), self._path(kind.name, "json")
+        graph, model = kind.source.path, kind.source.model
+        if model is not None:
+            graph = self._path(kind.name, "onnx")
+            journal.ensure(graph, lambda path: write_graph(path, model))
+        journal.ensure(plan, partial(self._build, kind, self.job.folder / graph, progress))
+        journal.ensure(report, _record)
+        text = (self.job.folder / report).read_text(encoding="utf-8")
+        return float(json.loads(text)["wanted_precision"])
+
+    def _build(self, kind: _Kind, graph: Path, progress: Progress, path: Path) -> FileRecord:
+        """Build a plan, judge its precision, and write the report beside it."""
+        job, plans = self.job, self.job.options.plans
+        parsed = parse_network(self.home, graph)
+        is_shared = plans.weights == "external"
+        profiles = graph_profiles(
+            kind.name, job.config, self.cache, job.limits, is_shared=is_shared
+        )
+        plan = build_plan(parsed, self.target, profiles, path, progress)
+        audit = audit_plan(parsed, plan, usual_shapes(profiles[0]), kind.source.weights)
+        of_graph = [one for one in parameters(job.config) if one.graph == kind.name]
+        wanted = wanted_by(job.recipe, of_graph)
+        check_audit(audit, wanted, plans.min_precision)
+        report = plan_report(plan, audit, wanted, profiles, graphs=kind.graphs)
+        write_bytes(path.with_suffix(".json"), json.dumps(report, indent=1).encode() + b"\n")
+        return FileRecord(bytes=plan.size_bytes, sha256=plan.sha256)
+
+    def _path(self, name: str, suffix: str) -> str:
+        return f"{FOLDER}/{file_name(self.job.target)}/{name}.{suffix}"
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))

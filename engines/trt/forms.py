@@ -1,0 +1,29 @@
+"""Which form of the experts a recipe gets on given GPUs."""
+
+from collections.abc import Sequence
+
+from export.recipe.recipe import Recipe
+
+from ..kernels.compile import COMPILED, FIRST_WITH_FP8
+from .passes.options import ExpertsForm
+
+WITHOUT_KERNELS = ("nvfp4",)
+"""Formats of experts that our kernels do not read."""
+
+
+def experts_form(recipe: Recipe, sms: Sequence[int], *, use_plugins: bool) -> ExpertsForm:
+    """Choose our kernels where they exist for the recipe and every GPU, else standard ops.
+
+    Standard ops gather the chosen experts' matrices for few tokens and compute all experts for
+    many: `conditional` reads the fewer bytes of the two.
+
+    Args:
+        recipe: says how experts are stored.
+        sms: compute capabilities, as in (89, 120).
+        use_plugins: whether kernels may be used at all.
+    """
+    part = recipe.parts.get("experts")
+    codes = part.weights.codes if part else recipe.base
+    least = FIRST_WITH_FP8 if codes == "fp8" else min(COMPILED)
+    has_kernels = codes not in WITHOUT_KERNELS and all(sm in COMPILED and sm >= least for sm in sms)
+    return "plugin" if use_plugins and has_kernels else "conditional"

@@ -1,0 +1,60 @@
+"""The profiles of each graph of a job."""
+
+from collections.abc import Sequence
+
+from runtime import names
+from runtime.artifact.records import CacheRecord
+from runtime.config import KimiVLConfig
+from runtime.limits import Limits
+
+from .profiles import (
+    ShapeRange,
+    Shapes,
+    decoder_profiles,
+    head_profiles,
+    projector_profile,
+    vision_bands,
+    vision_box,
+)
+
+BAND_WASTE = 4.0
+"""How much larger than any image a grid may be that vision's memory is reserved for."""
+
+
+def graph_profiles(
+    name: str, config: KimiVLConfig, cache: CacheRecord, limits: Limits, *, is_shared: bool
+) -> Sequence[Shapes]:
+    """Make the profiles of a graph.
+
+    Args:
+        name: of the graph.
+        config: sizes of the model.
+        cache: tensors of a layer.
+        limits: what the target is built for.
+        is_shared: whether profiles share weights. Where they do not, each profile would store them
+            again, so there is one: everything between the smallest step and the largest.
+    """
+    width = config.decoder.width
+    if name == names.VISION:
+        box = vision_box(config.vision, limits.max_patches)
+        return vision_bands(config.vision, limits.max_patches, BAND_WASTE) if is_shared else [box]
+    if name == names.PROJECTOR:
+        return [projector_profile(config.vision, limits.max_patches)]
+    if name == names.HEAD:
+        found = head_profiles(width, limits)
+    else:
+        widths = {name: one.width for name, one in cache.tensors.items()}
+        found = decoder_profiles(width, widths, limits, has_window=True)
+    return found if is_shared else [_joined(found)]
+
+
+def _joined(profiles: Sequence[Shapes]) -> Shapes:
+    """Make one profile that holds all shapes of several, with the usual ones of the first."""
+    return {
+        name: ShapeRange(
+            tuple(map(min, *(one[name].min for one in (*profiles, profiles[0])))),
+            profiles[0][name].opt,
+            tuple(map(max, *(one[name].max for one in (*profiles, profiles[0])))),
+        )
+        for name in profiles[0]
+    }

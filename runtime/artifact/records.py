@@ -1,0 +1,113 @@
+"""What the manifest says of single things: files, tables, caches, targets.
+
+Does not know: JSON, the folder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..limits import Limits
+
+TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+"""Types of tables and cache tensors, and the bytes of one number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRecord:
+    """A table whose rows are read in place, without a graph."""
+
+    path: str
+    dtype: str
+    """One of `TYPE_BYTES`."""
+    shape: tuple[int, int]
+    scales: str | None = None
+    """Path of one fp32 number for each row, which an int8 table is multiplied by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheTensor:
+    """One cache tensor of every layer: (slots, 1, max tokens, width)."""
+
+    dtype: str
+    """One of `TYPE_BYTES`."""
+    width: int
+    """Numbers per token and layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheRecord:
+    """The cache of a target."""
+
+    tensors: Mapping[str, CacheTensor]
+    """By the name of the layers' input."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes per token and layer."""
+        return sum(TYPE_BYTES[one.dtype] * one.width for one in self.tensors.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundWeight:
+    """Bytes of a weights file that an input of a plan is bound to."""
+
+    path: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord:
+    """What runs one graph: a plan, which graphs of one kind share, and its weights."""
+
+    path: str
+    weights: Mapping[str, BoundWeight]
+    """By the name of the input; empty if the plan holds them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlansRecord:
+    """The plans of a target of TensorRT."""
+
+    package: str
+    """`tensorrt_rtx` or `tensorrt`."""
+    version: str
+    """Of the package: a plan is read by the version that made it."""
+    sms: tuple[str, ...]
+    """Compute capabilities that they were built for: `sm89`."""
+    engines: Mapping[str, PlanRecord]
+    """By the name of the graph."""
+    wanted_precision: float
+    """Share of the multiply-accumulates of one token that are done as the recipe says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRecord:
+    """What one target runs."""
+
+    graphs: Mapping[str, str]
+    """Graph name to path."""
+    cache: CacheRecord
+    limits: Limits
+    passes: tuple[str, ...]
+    """The lowering, in order."""
+    key: str
+    """Hash of everything that its files follow from; the same key, the same files."""
+    plans: PlansRecord | None = None
+    """Of targets of TensorRT; None where the graphs themselves run."""
+
+    def paths(self) -> list[str]:
+        """List all files that it names."""
+        found = list(self.graphs.values())
+        if self.plans is not None:
+            for one in self.plans.engines.values():
+                found += [one.path, *(weight.path for weight in one.weights.values())]
+        return found

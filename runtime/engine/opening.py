@@ -1,0 +1,26 @@
+"""Opens the engine that runs a target: ONNX Runtime for graphs, TensorRT for plans."""
+
+from ..artifact.folder import Artifact
+from .protocol import Engine
+
+
+def open_engine(artifact: Artifact, target: str, *, num_threads: int | None = None) -> Engine:
+    """Load what a target runs.
+
+    Args:
+        artifact: opened, hence checked.
+        target: which of its targets.
+        num_threads: cores for ONNX Runtime; all that this process may use, if left out.
+
+    Raises:
+        ArtifactError: the artifact was not built for the target.
+        UnsupportedError: plans need another TensorRT or another GPU.
+        CapacityError: memory is too small.
+    """
+    if artifact.target(target).plans is not None:
+        from .trt.engine import TensorRTEngine
+
+        return TensorRTEngine(artifact, target)
+    from .onnx_engine import OnnxEngine
+
+    return OnnxEngine(artifact, target, num_threads=num_threads)

@@ -1,0 +1,1 @@
+"""The engine protocol on plans of TensorRT or TensorRT-RTX."""

@@ -1,0 +1,82 @@
+"""What each plan takes and gives, checked when it is loaded, before anything is bound to it."""
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+from ... import names
+from ...artifact.records import BoundWeight, CacheRecord, PlansRecord
+from ...errors import ArtifactError, describe_problems
+from .plan import Plan
+
+_BITS = {
+    "FLOAT": 32,
+    "HALF": 16,
+    "BF16": 16,
+    "FP8": 8,
+    "FP4": 4,
+    "INT64": 64,
+    "INT32": 32,
+    "INT8": 8,
+    "INT4": 4,
+    "UINT8": 8,
+    "BOOL": 8,
+}
+"""Size of one number of TensorRT's types, in bits."""
+
+
+def check_plans(
+    where: str, plans: Mapping[str, Plan], record: PlansRecord, cache: CacheRecord
+) -> None:
+    """Compare the loaded plans with what the engine will bind to them.
+
+    Args:
+        where: the artifact, for errors.
+        plans: by the name of the graph.
+        record: says which weights are bound.
+        cache: tensors of a layer.
+
+    Raises:
+        ArtifactError: a plan takes or gives something else; all such plans are listed.
+    """
+    problems: list[str] = []
+    for name, plan in plans.items():
+        inputs, outputs = _contract(name, cache)
+        weights = record.engines[name].weights
+        problems += _differences(f"{name} takes", set(plan.inputs), {*inputs, *weights})
+        problems += _differences(f"{name} gives", set(plan.outputs), set(outputs))
+        known = {one: weights[one] for one in weights if one in plan.inputs}
+        problems += _wrong_sizes(name, plan, known)
+    if problems:
+        raise ArtifactError(
+            describe_problems(where, sorted(problems))
+            + "; these are not the plans of this model, build the target again"
+        )
+
+
+def _contract(name: str, cache: CacheRecord) -> tuple[list[str], list[str]]:
+    """Names that the engine binds at each run: inputs and outputs."""
+    match name:
+        case names.VISION:
+            return [names.PATCHES, names.ROW_WEIGHTS, names.COLUMN_WEIGHTS], [names.MERGED]
+        case names.PROJECTOR:
+            return [names.MERGED], [names.FEATURES]
+        case names.HEAD:
+            return [names.HIDDEN, names.ROWS], [names.LOGITS]
+    tensors = list(cache.tensors)
+    given = [names.HIDDEN, *tensors, names.LENGTHS, names.WINDOW]
+    return given, [names.HIDDEN_OUT, *map(names.output_of, tensors)]
+
+
+def _differences(what: str, found: set[str], expected: set[str]) -> Iterator[str]:
+    if found != expected:
+        lacking, more = expected - found, found - expected
+        words = [f"no {', '.join(sorted(lacking))}"] if lacking else []
+        words += [f"also {', '.join(sorted(more))}"] if more else []
+        yield f"{what} {' and '.join(words)}"
+
+
+def _wrong_sizes(name: str, plan: Plan, weights: Mapping[str, BoundWeight]) -> Iterator[str]:
+    for weight, bound in weights.items():
+        expected = -(-prod(plan.shape(weight)) * _BITS[plan.dtype(weight)] // 8)
+        if bound.length != expected:
+            yield f"{name}: {weight} has {expected} bytes, {bound.length} are bound"

@@ -1,0 +1,173 @@
+"""All layers and the head, one after the other on the device; decoding steps are recorded once."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ... import names
+from ...limits import Limits
+from ..protocol import FloatArray, IntArray
+from .device import Device, Handle
+from .memory import DeviceCache
+from .numbers import STORED, from_stored, to_stored
+from .plan import Shape
+from .stage import Stage
+
+WINDOW_STEP = 256
+"""Attention reads the cache in multiples of this: each new shape is compiled and recorded."""
+_MAX_RECORDINGS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """Everything that a recording depends on."""
+
+    first_slot: int
+    batch: int
+    tokens: int
+    window: int
+    rows: int
+
+
+class Decoder:
+    """Runs steps of slots that are neighbours in the cache."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, Stage],
+        head: Stage,
+        cache: DeviceCache,
+        *,
+        width: int,
+        vocab_size: int,
+        limits: Limits,
+        device: Device,
+    ) -> None:
+        """Reserve buffers for the largest step.
+
+        Args:
+            layers: in order.
+            head: final norm and logits.
+            cache: what the layers read and write.
+            width: C.
+            vocab_size: V.
+            limits: slots, their capacity, tokens of a step.
+            device: where all of them are.
+        """
+        self._layers, self._head, self._cache, self._device = layers, head, cache, device
+        self._width, self._vocab_size, self._limits = width, vocab_size, limits
+        first = next(iter(layers.values())).plan
+        self._dtype, self._lengths_dtype = first.dtype(names.HIDDEN), first.dtype(names.LENGTHS)
+        tokens = limits.max_slots * limits.prefill_chunk
+        size = np.dtype(STORED[self._dtype]).itemsize
+        self._hidden = [device.allocate(tokens * width * size) for _ in range(2)]
+        self._lengths = device.allocate(8 * limits.max_slots)
+        self._window = device.allocate(4 * limits.max_tokens)
+        self._max_rows = max(limits.max_slots, limits.prefill_chunk)
+        self._rows = device.allocate(8 * self._max_rows)
+        self._logits = device.allocate(4 * self._max_rows * vocab_size)
+        self._recordings: OrderedDict[_Sizes, Handle | None] = OrderedDict()
+
+    def run(
+        self, first_slot: int, hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> FloatArray:
+        """Append tokens to some slots.
+
+        Args:
+            first_slot: of B neighbours.
+            hidden: (B, S, C), at most `prefill_chunk` tokens each.
+            lengths: tokens that each slot has before, (B,).
+            rows: which of the flattened (B * S) tokens need logits.
+
+        Returns:
+            Logits (N, V).
+        """
+        batch, tokens = hidden.shape[:2]
+        needed = int(lengths.max()) + tokens
+        window = min(self._limits.max_tokens, -(-needed // WINDOW_STEP) * WINDOW_STEP)
+        self._device.write(self._hidden[0], to_stored(hidden, self._dtype))
+        self._device.write(self._lengths, to_stored(lengths, self._lengths_dtype))
+        some = rows[: self._max_rows]
+        sizes = _Sizes(
+            first_slot=first_slot, batch=batch, tokens=tokens, window=window, rows=len(some)
+        )
+        if len(some):
+            self._write_rows(some)
+        if tokens == 1:
+            self._decode(sizes)
+        else:
+            self._enqueue(sizes)
+        found = [self._read_logits(len(some))]
+        for start in range(self._max_rows, len(rows), self._max_rows):
+            some = rows[start : start + self._max_rows]
+            self._write_rows(some)
+            self._enqueue_head(batch, tokens, len(some))
+            found.append(self._read_logits(len(some)))
+        return np.concatenate(found)
+
+    def _decode(self, sizes: _Sizes) -> None:
+        """Run a step twice, then replay what was recorded behind the second run.
+
+        A recording may not compile or choose kernels, so it follows a run with the same shapes. One
+        run is not enough to be worth it: the last step before a longer window comes once.
+        """
+        recording = self._recordings.get(sizes)
+        if recording is not None:
+            self._recordings.move_to_end(sizes)
+            self._device.replay(recording)
+            return
+        self._enqueue(sizes)
+        if sizes in self._recordings:
+            self._recordings[sizes] = self._device.record(lambda: self._enqueue(sizes))
+            return
+        self._recordings[sizes] = None
+        if len(self._recordings) > _MAX_RECORDINGS:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, recording = self._recordings.popitem(last=False)
+        if recording is not None:
+            self._device.forget(recording)
+
+    def _enqueue(self, sizes: _Sizes) -> None:
+        """Ask for all layers, then for the head if logits are wanted."""
+        hidden = (sizes.batch, sizes.tokens, self._width)
+        source, target = self._hidden
+        for name, stage in self._layers.items():
+            cache = self._cache.addresses(name, sizes.first_slot)
+            shapes: dict[str, Shape] = {
+                names.HIDDEN: hidden,
+                names.LENGTHS: (sizes.batch,),
+                names.WINDOW: (sizes.window,),
+                **{one: (sizes.batch, *stage.plan.shape(one)[1:]) for one in cache},
+            }
+            addresses = {
+                names.HIDDEN: source,
+                names.HIDDEN_OUT: target,
+                names.LENGTHS: self._lengths,
+                names.WINDOW: self._window,
+                **cache,
+                **{names.output_of(one): address for one, address in cache.items()},
+            }
+            stage.enqueue(shapes, addresses)
+            source, target = target, source
+        if sizes.rows:
+            self._enqueue_head(sizes.batch, sizes.tokens, sizes.rows)
+
+    def _enqueue_head(self, batch: int, tokens: int, num_rows: int) -> None:
+        last = self._hidden[len(self._layers) % 2]
+        shapes = {names.HIDDEN: (batch, tokens, self._width), names.ROWS: (num_rows,)}
+        addresses = {names.HIDDEN: last, names.ROWS: self._rows, names.LOGITS: self._logits}
+        self._head.enqueue(shapes, addresses)
+
+    def _write_rows(self, rows: IntArray) -> None:
+        self._device.write(self._rows, to_stored(rows, self._head.plan.dtype(names.ROWS)))
+
+    def _read_logits(self, num_rows: int) -> FloatArray:
+        dtype = self._head.plan.dtype(names.LOGITS)
+        stored = np.empty((num_rows, self._vocab_size), dtype=STORED[dtype])
+        if num_rows:
+            self._device.read(self._logits, stored)
+        return from_stored(stored, dtype)
