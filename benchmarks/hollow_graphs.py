@@ -89,7 +89,8 @@ def _scales(module: "nn.Module", recipe: "Recipe") -> "GraphScales":
     from export.quantised.storage import quantised_places
 
     base, shapes = DTYPES[recipe.base], dict(module.named_parameters())
-    weights, inputs = {}, {}
+    weights: dict[str, Scales] = {}
+    inputs = {}
     for place, part in quantised_places(module, recipe):
         *stack, rows, columns = shapes[place.parameter].shape
         form, rounding = part.weights, part.activations

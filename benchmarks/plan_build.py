@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.limits import Limits
@@ -17,6 +18,10 @@ from runtime.limits import Limits
 if TYPE_CHECKING:
     from engines.job import Job
     from runtime.artifact.manifest import Manifest
+
+
+MOST_TEXT = 240
+"""Letters of an error that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,8 @@ def build(case: Case, folder: Path) -> dict[str, Any]:
     try:
         stage.make(journal, note)
     except KimiVLError as error:
-        return {"error": str(error).splitlines()[0].replace(f"{folder}/", "")}
+        text = str(error).replace(f"{folder}/", "")
+        return {"error": shorten(text, MOST_TEXT, placeholder=" ...")}
     finally:
         journal.close()
     ended = time.perf_counter()
@@ -106,11 +112,12 @@ def _manifest(case: Case, folder: Path) -> "Manifest":
     from runtime.files import sha256_of
 
     graphs = {name: f"graphs/{name}.onnx" for name in case.graphs}
+    layers = [int(name.removeprefix("layer_")) for name in graphs if name.startswith("layer_")]
     return Manifest(
         source={},
         recipe=case.recipe,
         precision={},
-        layers=(),
+        layers=tuple(layers),
         taps=False,
         versions={},
         embedding=TableRecord(path="", dtype="float16", shape=(0, 0)),

@@ -38,19 +38,33 @@ TARGETS = {
 VISION, DENSE, MOE = "vision", "layer_00", "layer_01"
 KINDS = (VISION, "projector", DENSE, MOE, "head")
 """One graph of each kind."""
-EMBEDDED = ("fp8", "int4")
+EMBEDDED = {
+    "fp16": ((MOE,),),
+    "fp8": ((VISION,), (MOE,), ("head",)),
+    "int4": ((DENSE,), (MOE,), (MOE, "layer_02", "layer_03")),
+}
+"""Graphs that are also built with their weights in the plans."""
 WHOLE = "int4"
-"""The recipe of which everything is built, also for other limits."""
+"""The recipe of which all graphs are built at once."""
 USUAL = Limits(
     max_tokens=8192, max_input_tokens=8192, max_slots=1, max_patches=5352, prefill_chunk=512
 )
 """What `build` takes for the release unless told otherwise."""
-OTHER_LIMITS = (
-    ((DENSE, MOE, "head"), replace(USUAL, max_slots=4)),
-    ((DENSE, MOE), replace(USUAL, max_tokens=32768)),
-    ((DENSE, MOE, "head"), replace(USUAL, prefill_chunk=2048)),
-    ((VISION, "projector"), replace(USUAL, max_patches=17856)),
-)
+OTHER_LIMITS = {
+    "fp16": (((MOE, "head"), replace(USUAL, max_slots=4)),),
+    "int4": (
+        ((DENSE, MOE, "head"), replace(USUAL, max_slots=4)),
+        ((DENSE, MOE), replace(USUAL, max_tokens=32768)),
+        ((DENSE, MOE, "head"), replace(USUAL, prefill_chunk=2048)),
+        ((VISION, "projector"), replace(USUAL, max_patches=17856)),
+    ),
+    "nvfp4": (
+        ((MOE,), replace(USUAL, max_tokens=32768)),
+        ((MOE,), replace(USUAL, prefill_chunk=2048)),
+    ),
+}
+OTHER_TARGETS = {"fp8": "rtx:sm89+sm120"}
+"""What the MoE layer is also built for."""
 INTERVAL_S = 0.02
 HEAD = "| graphs | recipe | target | weights | limits | lower | build | memory | plans | scratch |"
 
@@ -78,7 +92,7 @@ def main(workplace: Path) -> int:
         "builds": builds,
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    sys.stdout.write(_table(builds))
+    sys.stdout.write(as_table(builds))
     return int(any("error" in one for one in builds))
 
 
@@ -90,17 +104,18 @@ def _cases(recipe: str, target: str, every: tuple[str, ...]) -> Iterator[Case]:
         target: what is built for.
         every: the graphs that there are.
     """
-    first = Case(recipe=recipe, target=target, graphs=(MOE,), weights="external", limits=USUAL)
+    usual = Case(recipe=recipe, target=target, graphs=(MOE,), weights="external", limits=USUAL)
     for graph in KINDS:
-        yield replace(first, graphs=(graph,))
-    if recipe in EMBEDDED:
-        yield replace(first, weights="embedded")
+        yield replace(usual, graphs=(graph,))
+    for graphs in EMBEDDED.get(recipe, ()):
+        yield replace(usual, graphs=graphs, weights="embedded")
     if recipe == WHOLE:
-        yield replace(first, graphs=every)
-        yield replace(first, graphs=("layer_01", "layer_02", "layer_03"), weights="embedded")
-        for graphs, limits in OTHER_LIMITS:
-            for graph in graphs:
-                yield replace(first, graphs=(graph,), limits=limits)
+        yield replace(usual, graphs=every)
+    for names, limits in OTHER_LIMITS.get(recipe, ()):
+        for graph in names:
+            yield replace(usual, graphs=(graph,), limits=limits)
+    if recipe in OTHER_TARGETS:
+        yield replace(usual, target=OTHER_TARGETS[recipe])
 
 
 def _measure(case: Case, folder: Path) -> dict[str, Any]:
@@ -135,7 +150,8 @@ def _anonymous_bytes(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def _table(builds: Sequence[dict[str, Any]]) -> str:
+def as_table(builds: Sequence[dict[str, Any]]) -> str:
+    """Lay builds out as a Markdown table."""
     return f"{HEAD}\n{'|---' * (HEAD.count('|') - 1)}|\n" + "".join(map(_row, builds))
 
 

@@ -100,15 +100,28 @@ class PlanFlags:
     """How the plans of a target of TensorRT are made."""
 
     weights: options.WeightsOption = "external"
+    layers_per_engine: options.LayersPerEngineOption = 1
     plugins: options.PluginsOption = True
     min_precision: options.MinPrecisionOption = 0.95
 
     def make_options(self) -> "PlanOptions":
-        """Turn the flags into what the build takes."""
+        """Turn the flags into what the build takes.
+
+        Raises:
+            InputError: two flags contradict each other.
+        """
         from engines.options import PlanOptions
 
+        if self.weights == "embedded" and self.layers_per_engine > 1:
+            raise InputError(
+                "--layers-per-engine needs --weights external: layers of a plan that holds weights "
+                "would each be stored for every profile"
+            )
         return PlanOptions(
-            weights=self.weights, use_plugins=self.plugins, min_precision=self.min_precision
+            weights=self.weights,
+            layers_per_engine=self.layers_per_engine,
+            use_plugins=self.plugins,
+            min_precision=self.min_precision,
         )
 
 

@@ -44,6 +44,12 @@ WeightsOption = Annotated[
         help="TensorRT: weights bound to plans that layers share, or held by plans of their own."
     ),
 ]
+LayersPerEngineOption = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="TensorRT: decoder layers that one plan runs behind each other."
+    ),
+]
 PluginsOption = Annotated[
     bool,
     typer.Option(

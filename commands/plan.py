@@ -1,5 +1,6 @@
 """`plan`: what a recipe takes, before anything runs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from .flag_groups import LimitFlags, with_flag_groups
 if TYPE_CHECKING:
     from engines.costs import Speed, StageCost
     from engines.plan import CacheSize, Plan, Verdict
-    from engines.targets import Target
+    from engines.trt.costs import DeviceMemory, ExpertsStep
     from engines.work import Work
     from export.checkpoint.outline import Outline
     from export.recipe.recipe import Recipe
@@ -39,11 +40,9 @@ def plan(
     """
     kept = options.layers_from_text(layers)
     from engines.plan import make_plan
-    from engines.targets import find_target
     from engines.work import SampleCount, Work
     from export.checkpoint.outline import Outline
 
-    place = find_target(target)
     outline = Outline.read(checkpoint, revision=revision, layers=kept)
     work = Work(
         config=outline.config,
@@ -53,15 +52,15 @@ def plan(
         samples=SampleCount(conversations=samples, tokens=sample_tokens),
         is_made_from_seed=outline.values == "seed",
     )
-    made = make_plan(work, place)
+    made = make_plan(work, target)
     if json:
-        head = {"checkpoint": checkpoint, "values": outline.values, "target": target}
+        head = {"checkpoint": checkpoint, "values": outline.values, "target": made.target}
         output.json_value({**head, **_fields(made, work)})
     else:
-        _show(made, work, place)
+        _show(made, work)
     if outline.values == "absent":
         output.note(f"note: {checkpoint} has no weights yet; its config and image rule are enough")
-    _check_target(made, target, work.recipe.name)
+    _check_target(made, work.recipe.name)
 
 
 def _load_recipe(name: str, outline: "Outline") -> "Recipe":
@@ -81,11 +80,10 @@ def _load_recipe(name: str, outline: "Outline") -> "Recipe":
     return recipe
 
 
-def _check_target(made: "Plan", target: str, recipe: str) -> None:
-    verdict = next(one for one in made.targets if one.target == target)
-    if not verdict.takes:
-        where = f"target {target} cannot take recipe {recipe}"
-        raise UnsupportedError(describe_problems(where, verdict.reasons))
+def _check_target(made: "Plan", recipe: str) -> None:
+    if made.refusals:
+        where = f"target {made.target} cannot take recipe {recipe}"
+        raise UnsupportedError(describe_problems(where, made.refusals))
 
 
 def _fields(made: "Plan", work: "Work") -> dict[str, Any]:
@@ -104,6 +102,8 @@ def _fields(made: "Plan", work: "Work") -> dict[str, Any]:
         "samples": asdict(work.samples),
         "stages": [asdict(stage) for stage in made.stages],
         "speed": asdict(made.speed) if made.speed else None,
+        "device": _device_fields(made.device) if made.device else None,
+        "experts": [asdict(step) for step in made.experts],
         "targets": [asdict(verdict) for verdict in made.targets],
     }
 
@@ -112,7 +112,11 @@ def _part_fields(part: "PartSize") -> dict[str, Any]:
     return {**asdict(part), "stored_bytes": part.stored_bytes}
 
 
-def _show(made: "Plan", work: "Work", target: "Target") -> None:
+def _device_fields(memory: "DeviceMemory") -> dict[str, Any]:
+    return {**asdict(memory), "total_bytes": memory.total_bytes}
+
+
+def _show(made: "Plan", work: "Work") -> None:
     columns: tuple[str, ...]
     columns = ("part", "format", "parameters", "codes", "scales", "stored", "read for a token")
     output.table(columns, [_part_row(part) for part in (*made.parts, made.total)])
@@ -126,14 +130,45 @@ def _show(made: "Plan", work: "Work", target: "Target") -> None:
     )
     columns = ("stage", "memory", "disk needed", "left", "time", "memory is")
     output.table(columns, [_stage_row(stage) for stage in made.stages])
-    if made.speed is None:
-        output.heading("requests: nothing was measured on such a card to estimate them from")
-    else:
+    if made.speed is not None:
         output.heading("requests: estimates, on one core of 2.6 GHz")
         output.table((), _speed_rows(made.speed))
+    if made.device is not None:
+        _show_device(made.device, made.experts)
     output.heading("targets")
     columns = ("target", "takes the recipe", "why, or what to know")
     output.table(columns, [_verdict_row(verdict) for verdict in made.targets])
+
+
+def _show_device(memory: "DeviceMemory", steps: "Sequence[ExpertsStep]") -> None:
+    output.heading("requests: nothing was measured on such a card to estimate them from")
+    output.heading("memory of the GPU: estimates, weights bound to the plans")
+    output.table((), _device_rows(memory))
+    if steps:
+        output.heading("experts of a layer, for a step of N tokens: weights moved, multiply-adds")
+        tokens = dict.fromkeys(step.tokens for step in steps)
+        columns = ("form", "chosen", *(f"N = {count}" for count in tokens))
+        output.table(columns, _experts_rows(steps))
+
+
+def _device_rows(memory: "DeviceMemory") -> list[tuple[str, str]]:
+    return [
+        ("weights, as stored", output.size(memory.weights_bytes)),
+        ("cache, all slots", output.size(memory.cache_bytes)),
+        (f"scratch, for {memory.scratch_of}", output.size(memory.scratch_bytes)),
+        ("between graphs", output.size(memory.buffers_bytes)),
+        ("plans", output.size(memory.code_bytes)),
+        ("total", output.size(memory.total_bytes)),
+    ]
+
+
+def _experts_rows(steps: "Sequence[ExpertsStep]") -> list[tuple[str, ...]]:
+    """Make a row for each form."""
+    rows: dict[str, list[str]] = {}
+    for step in steps:
+        row = rows.setdefault(step.form, [step.form, "yes" if step.is_chosen else "no"])
+        row.append(f"{output.size(step.moved_bytes)}, {step.multiply_adds / 1e9:.3g} G")
+    return [tuple(row) for row in rows.values()]
 
 
 def _part_row(part: "PartSize") -> tuple[str, ...]:

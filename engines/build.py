@@ -96,7 +96,7 @@ def _build(artifact: Artifact, target: str, options: BuildOptions, progress: Pro
     if present is not None:  # so that no kill leaves new files under old hashes
         manifest = _without_target(manifest, target)
         manifest.write(folder)
-    journal = Journal(folder, stage, build.key)
+    journal = Journal.replacing(folder, stage, build.key)
     record = build.make(journal, progress)
     manifest = manifest.with_target(target, record, dict(sorted(journal.files.items())))
     manifest.write(folder)

@@ -18,6 +18,8 @@ class PlanOptions:
 
     weights: Literal["external", "embedded"] = "external"
     """`external`: a plan is code, and serves all layers of a kind; `embedded`: it holds weights."""
+    layers_per_engine: int = 1
+    """The most layers of a kind that one plan runs behind each other; with external weights."""
     use_plugins: bool = True
     """Whether experts run in our own kernels."""
     min_precision: float = 0.95

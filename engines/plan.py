@@ -1,13 +1,19 @@
 """What a recipe takes, before anything runs: sizes, cache, stages; and which targets take it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from export.recipe.sizes import PartSize, part_sizes, total_size
 
 from .cache_layout import cache_record
 from .costs import Speed, StageCost, artifact_cost, cpu_costs, cpu_speed
-from .targets import TARGETS, Target, refusals
+from .targets import TARGETS, Target, refusals, single_targets
+from .trt.sm import parse_target
 from .work import Work
+
+if TYPE_CHECKING:
+    from .trt.costs import DeviceMemory, ExpertsStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,8 @@ class Verdict:
 class Plan:
     """Everything that can be said without reading a weight."""
 
+    target: str
+    """The name that `build` knows it by."""
     parts: tuple[PartSize, ...]
     total: PartSize
     cache: CacheSize
@@ -43,28 +51,57 @@ class Plan:
     """Estimates."""
     speed: Speed | None
     """An estimate; None where nothing was measured to make it from."""
+    device: "DeviceMemory | None"
+    """An estimate for a target of TensorRT; None for `cpu`."""
+    experts: "tuple[ExpertsStep, ...]"
+    """What each form of the experts takes on a target of TensorRT; empty for `cpu`."""
     targets: tuple[Verdict, ...]
+    """Of every single target."""
+    refusals: tuple[str, ...]
+    """Why the target cannot take the recipe, and what would work; none if it can."""
 
 
-def make_plan(work: Work, target: Target) -> Plan:
+def make_plan(work: Work, target: str) -> Plan:
     """Do the arithmetic for one target.
 
     Args:
         work: model, recipe and limits; the recipe fits the model.
-        target: where it shall run.
+        target: where it shall run; several GPUs as in `rtx:sm89+sm120`.
+
+    Raises:
+        UnsupportedError: there is no such target.
     """
-    cache = cache_size(work, target)
-    is_cpu = target.name == "cpu"
-    stages = [artifact_cost(work)]
-    if is_cpu:
-        stages += cpu_costs(work, cache.total_bytes)
-    return Plan(
+    singles = single_targets(target)
+    plan = Plan(
+        target=target,
         parts=tuple(part_sizes(work.parameters, work.recipe)),
         total=total_size(work.parameters, work.recipe),
-        cache=cache,
-        stages=tuple(stages),
-        speed=cpu_speed(work) if is_cpu else None,
+        cache=cache_size(work, singles[0]),  # those of TensorRT-RTX cache alike
+        stages=(artifact_cost(work),),
+        speed=None,
+        device=None,
+        experts=(),
         targets=tuple(_judge(one, work) for one in TARGETS.values()),
+        refusals=tuple(_refusals(singles, work)),
+    )
+    return _with_cpu(plan, work) if target == "cpu" else _with_tensorrt(plan, work)
+
+
+def _with_cpu(plan: Plan, work: Work) -> Plan:
+    costs = cpu_costs(work, plan.cache.total_bytes)
+    return replace(plan, stages=(*plan.stages, *costs), speed=cpu_speed(work))
+
+
+def _with_tensorrt(plan: Plan, work: Work) -> Plan:
+    from .trt.costs import build_costs, device_memory, experts_steps  # half a second, for ONNX
+
+    target = parse_target(plan.target)
+    return replace(
+        plan,
+        target=target.name,
+        stages=(*plan.stages, *build_costs(work, target.sms)),
+        device=device_memory(work, target.sms, plan.cache.total_bytes),
+        experts=tuple(experts_steps(work, target.sms)),
     )
 
 
@@ -90,3 +127,10 @@ def _judge(target: Target, work: Work) -> Verdict:
         reasons=tuple(reasons),
         remark=target.remark,
     )
+
+
+def _refusals(singles: Sequence[Target], work: Work) -> Iterator[str]:
+    """Give every reason, with the GPU that it is about where there are several."""
+    for one in singles:
+        about = f"{one.name} has " if len(singles) > 1 else ""
+        yield from (f"{about}{reason}" for reason in refusals(one, work.recipe))

@@ -44,6 +44,11 @@ def output_of(cache_tensor: str) -> str:
     return f"{cache_tensor}_out"
 
 
+def place_name(place: int, name: str) -> str:
+    """Name what belongs to one layer of a chain: several layers that one plan runs."""
+    return f"{place}.{name}"
+
+
 def layer_name(layer: int) -> str:
     """Name the graph of one decoder layer, so that names sort in order."""
     return f"layer_{layer:02d}"

@@ -1,5 +1,6 @@
 """Compile kernels ahead of time, on any machine: Triton source to PTX and cubin."""
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,8 +39,9 @@ class CompiledKernel:
     """What a launch passes, in order; see `runtime.plugins.launch.Launch.arguments`."""
 
 
+@functools.cache
 def compile_kernel(spec: KernelSpec, sm: int) -> CompiledKernel:
-    """Compile a kernel for one compute capability; the same input gives the same bytes.
+    """Compile a kernel for one compute capability, once; the same input gives the same bytes.
 
     Args:
         spec: what is compiled.

@@ -4,7 +4,7 @@ Does not know: Triton, TensorRT, the machine.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from export.recipe.recipe import WeightFormat
@@ -62,7 +62,7 @@ class KernelSpec:
 
     function: Literal["route", "sort_by_expert", "grouped_up", "grouped_down"]
     parameters: tuple[Parameter, ...]
-    constants: Mapping[str, int | float | None]
+    constants: Mapping[str, int | float | None] = field(hash=False)
     num_warps: int
     num_stages: int
 

@@ -30,6 +30,9 @@ TYPES = "types of the parsed network"
 SIZE = "size of the plan"
 INSPECTOR = "engine inspector"
 
+_PLACE = re.compile(r"^\d+\.")
+"""Of a layer in a chain of several."""
+
 KERNELS_BYTES = 32 << 20
 """The most that a plan held besides weights, for each profile.
 
@@ -117,7 +120,8 @@ def wanted_by(recipe: Recipe, parameters: Sequence[Parameter]) -> Wanted:
 
     Weights that are no parameter, and parameters that the recipe leaves alone, are to be in its
     base type, the router in fp32. A plugin is to multiply in the base type, also what was rounded
-    before it. Nothing is asked of products of activations.
+    before it; and so is everything where rows are rounded to another format than the weights, since
+    no card multiplies int4 by FP8. Nothing is asked of products of activations.
 
     Args:
         recipe: the recipe.
@@ -127,17 +131,18 @@ def wanted_by(recipe: Recipe, parameters: Sequence[Parameter]) -> Wanted:
     def wanted(product: Product) -> Precision | None:
         if not product.weight:
             return None
-        name = f".{product.weight}"
+        name = f".{_PLACE.sub('', product.weight)}"
         parameter = next((one for one in parameters if f".{one.name}".endswith(name)), None)
         part = None if parameter is None else recipe_of(parameter, recipe)
         if parameter is None or part is None:
             base = "fp32" if parameter is not None and parameter.is_router else recipe.base
             return Precision(weights=base, activations=base)
+        weights, rounding = part.weights.codes, part.activations
         rounds = parameter.part != "kv_b" and product.kind != "PLUGIN_V3"
-        rounding = part.activations if rounds else None
-        activations = recipe.base if rounding is None else rounding.codes
+        is_alike = rounding is not None and rounding.codes == weights
+        activations = weights if rounds and is_alike else recipe.base
         return Precision(
-            weights=_TENSOR_TYPES.get(part.weights.codes, part.weights.codes),
+            weights=_TENSOR_TYPES.get(weights, weights),
             activations=_TENSOR_TYPES.get(activations, activations),
         )
 

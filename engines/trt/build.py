@@ -5,14 +5,15 @@ lie in it, and every graph has its own (`embedded`).
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 from export.graph.journal import Journal, key_of
 from export.recipe.sizes import parameters
+from runtime import names
 from runtime.artifact.records import (
-    BoundWeight,
     CacheRecord,
     FileRecord,
     PlanRecord,
@@ -38,22 +39,9 @@ from .profiles import usual_shapes
 from .report import plan_report
 from .shapes import graph_profiles
 from .sm import BuildTarget, parse_target
-from .sources import Source, external_source
+from .sources import Source, embedded_source, external_source, group_graphs
 
 FOLDER = "engines"
-
-
-@dataclass(kw_only=True)
-class _Kind:
-    """Graphs that one plan runs."""
-
-    source: Source
-    graphs: list[str]
-
-    @property
-    def name(self) -> str:
-        """That of its first graph."""
-        return self.graphs[0]
 
 
 @dataclass(frozen=True)
@@ -123,10 +111,13 @@ class TensorRTBuild:
             graphs[name] = write_lowered(job, name, self.steps, journal)
             progress("lower", done, len(job.manifest.graphs))
         engines, shares = {}, []
-        for kind, bound in self._kinds(graphs):
-            shares.append(self._ensure_plan(kind, journal, progress))
-            for name, weights in bound.items():
-                engines[name] = PlanRecord(path=self._path(kind.name, "plan"), weights=weights)
+        for sources in self._kinds(graphs):
+            shares.append(self._ensure_plan(sources, journal, progress))
+            path = self._path(sources[0], "plan")
+            for one in sources:
+                engines[one.graphs[0]] = PlanRecord(
+                    path=path, graphs=one.graphs, weights=one.weights
+                )
         return TargetRecord(
             graphs=graphs,
             cache=self.cache,
@@ -137,59 +128,67 @@ class TensorRTBuild:
                 package=self.home.trt.__name__,
                 version=self.home.version,
                 sms=tuple(f"sm{sm}" for sm in self.sms),
-                engines={name: engines[name] for name in graphs},
+                engines=engines,
                 wanted_precision=min(shares),
             ),
         )
 
-    def _kinds(
-        self, graphs: dict[str, str]
-    ) -> list[tuple[_Kind, dict[str, dict[str, BoundWeight]]]]:
-        """Put graphs together that differ in nothing but their weights, with those weights."""
-        found: dict[str, tuple[_Kind, dict[str, dict[str, BoundWeight]]]] = {}
-        for name, path in graphs.items():
-            source = self._source(name, path)
-            kind, bound = found.setdefault(source.key, (_Kind(source=source, graphs=[]), {}))
-            kind.graphs.append(name)
-            bound[name] = dict(source.weights)
+    def _kinds(self, graphs: Mapping[str, str]) -> list[list[Source]]:
+        """Put sources together that differ in nothing but their weights: one plan runs them."""
+        job, found = self.job, dict[str, list[Source]]()
+        size, layers = job.options.plans.layers_per_engine, job.manifest.layers
+        ordered = sorted(graphs, key=_order)
+        for group in group_graphs(ordered, job.config.decoder, layers, size):
+            if job.options.plans.weights == "external":
+                source = external_source(job.folder, {name: graphs[name] for name in group})
+            else:
+                source = embedded_source(group[0], graphs[group[0]])
+            found.setdefault(source.key, []).append(source)
         return list(found.values())
 
-    def _source(self, name: str, lowered: str) -> Source:
-        if self.job.options.plans.weights == "external":
-            return external_source(self.job.folder, lowered)
-        return Source(key=name, path=lowered, model=None, weights={})
-
-    def _ensure_plan(self, kind: _Kind, journal: Journal, progress: Progress) -> float:
+    def _ensure_plan(
+        self, sources: Sequence[Source], journal: Journal, progress: Progress
+    ) -> float:
         """Build the plan of a kind if it is not there; give its share in the wanted precision."""
-        plan, report = self._path(kind.name, "plan"), self._path(kind.name, "json")
-        graph, model = kind.source.path, kind.source.model
+        first = sources[0]
+        plan, report = self._path(first, "plan"), self._path(first, "json")
+        graph, model = first.path, first.model
         if model is not None:
-            graph = self._path(kind.name, "onnx")
+            graph = self._path(first, "onnx")
             journal.ensure(graph, lambda path: write_graph(path, model))
-        journal.ensure(plan, partial(self._build, kind, self.job.folder / graph, progress))
+        journal.ensure(plan, partial(self._build, sources, self.job.folder / graph, progress))
         journal.ensure(report, _record)
         text = (self.job.folder / report).read_text(encoding="utf-8")
         return float(json.loads(text)["wanted_precision"])
 
-    def _build(self, kind: _Kind, graph: Path, progress: Progress, path: Path) -> FileRecord:
+    def _build(
+        self, sources: Sequence[Source], graph: Path, progress: Progress, path: Path
+    ) -> FileRecord:
         """Build a plan, judge its precision, and write the report beside it."""
-        job, plans = self.job, self.job.options.plans
+        job, plans, first = self.job, self.job.options.plans, sources[0]
         parsed = parse_network(self.home, graph)
         is_shared = plans.weights == "external"
         profiles = graph_profiles(
-            kind.name, job.config, self.cache, job.limits, is_shared=is_shared
+            first.graphs, job.config, self.cache, job.limits, is_shared=is_shared
         )
         plan = build_plan(parsed, self.target, profiles, path, progress)
-        audit = audit_plan(parsed, plan, usual_shapes(profiles[0]), kind.source.weights)
-        of_graph = [one for one in parameters(job.config) if one.graph == kind.name]
+        audit = audit_plan(parsed, plan, usual_shapes(profiles[0]), first.weights)
+        of_graph = [one for one in parameters(job.config) if one.graph == first.graphs[0]]
         wanted = wanted_by(job.recipe, of_graph)
         check_audit(audit, wanted, plans.min_precision)
-        report = plan_report(plan, audit, wanted, profiles, graphs=kind.graphs)
+        graphs = [name for one in sources for name in one.graphs]
+        report = plan_report(plan, audit, wanted, profiles, graphs=graphs)
         write_bytes(path.with_suffix(".json"), json.dumps(report, indent=1).encode() + b"\n")
         return FileRecord(bytes=plan.size_bytes, sha256=plan.sha256)
 
-    def _path(self, name: str, suffix: str) -> str:
-        return f"{FOLDER}/{file_name(self.job.target)}/{name}.{suffix}"
+    def _path(self, source: Source, suffix: str) -> str:
+        return f"{FOLDER}/{file_name(self.job.target)}/{source.graphs[0]}.{suffix}"
+
+
+def _order(graph: str) -> tuple[int, str]:
+    """Sort graphs in the order of the data."""
+    places = {names.VISION: 0, names.PROJECTOR: 1, names.HEAD: 3}
+    return places.get(graph, 2), graph
 
 
 def _record(path: Path) -> FileRecord:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from runtime import names
 from runtime.artifact.records import CacheRecord
 from runtime.config import KimiVLConfig
+from runtime.engine.trt.contract import cache_names
 from runtime.limits import Limits
 
 from .profiles import (
@@ -22,19 +23,24 @@ BAND_WASTE = 4.0
 
 
 def graph_profiles(
-    name: str, config: KimiVLConfig, cache: CacheRecord, limits: Limits, *, is_shared: bool
+    graphs: Sequence[str],
+    config: KimiVLConfig,
+    cache: CacheRecord,
+    limits: Limits,
+    *,
+    is_shared: bool,
 ) -> Sequence[Shapes]:
-    """Make the profiles of a graph.
+    """Make the profiles of a graph, or of several layers in one.
 
     Args:
-        name: of the graph.
+        graphs: one name, or those of the layers.
         config: sizes of the model.
         cache: tensors of a layer.
         limits: what the target is built for.
         is_shared: whether profiles share weights. Where they do not, each profile would store them
             again, so there is one: everything between the smallest step and the largest.
     """
-    width = config.decoder.width
+    width, name = config.decoder.width, graphs[0]
     if name == names.VISION:
         box = vision_box(config.vision, limits.max_patches)
         return vision_bands(config.vision, limits.max_patches, BAND_WASTE) if is_shared else [box]
@@ -43,7 +49,11 @@ def graph_profiles(
     if name == names.HEAD:
         found = head_profiles(width, limits)
     else:
-        widths = {name: one.width for name, one in cache.tensors.items()}
+        widths = {
+            called[name]: cache.tensors[name].width
+            for called in cache_names(cache.tensors, len(graphs))
+            for name in called
+        }
         found = decoder_profiles(width, widths, limits, has_window=True)
     return found if is_shared else [_joined(found)]
 

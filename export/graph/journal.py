@@ -7,7 +7,7 @@ The journal goes when the stage is done: a finished artifact is the same however
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,21 @@ class Journal:
         else:
             write_bytes(self._path, json.dumps({"key": key}).encode() + b"\n")
 
+    @classmethod
+    def replacing(cls, folder: Path, stage: str, key: str) -> "Journal":
+        """Open or begin the journal of a stage whose files follow from others in the folder.
+
+        What an unfinished run with other inputs made is removed.
+        """
+        try:
+            return cls(folder, stage, key)
+        except ArtifactError:
+            _, *others = journal_path(folder, stage).read_bytes().split(b"\n")
+            for name in _records(others):
+                resolve_inside(folder, name).unlink(missing_ok=True)
+            remove_journal(folder, stage)
+            return cls(folder, stage, key)
+
     def ensure(self, name: str, make: Callable[[Path], FileRecord]) -> FileRecord:
         """Return the record of a file, making the file first if it is not there yet.
 
@@ -92,10 +107,17 @@ class Journal:
                 f"{self._folder}: holds an unfinished {stage} with other inputs "
                 "(checkpoint, recipe, layers or versions); choose another folder or remove it"
             )
-        for entry in map(_parse, others):
-            if entry and entry.keys() == {"file", "bytes", "sha256"}:
-                record = FileRecord(bytes=entry["bytes"], sha256=entry["sha256"])
-                self.files[entry["file"]] = record
+        self.files = _records(others)
+
+
+def _records(lines: Sequence[bytes]) -> dict[str, FileRecord]:
+    """Read the files that were finished."""
+    entries = [entry for entry in map(_parse, lines) if entry]
+    return {
+        entry["file"]: FileRecord(bytes=entry["bytes"], sha256=entry["sha256"])
+        for entry in entries
+        if entry.keys() == {"file", "bytes", "sha256"}
+    }
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
-"""What a graph means when every 16-bit value is computed in fp32; its weights stay as they are stored.
+"""What a graph means when every 16-bit value is computed in fp32, over weights as they are stored.
 
 Stock ONNX Runtime has no bf16 matrix product on the CPU. A 16-bit weight is widened where it is
-read, which is exact, so that a wide graph shows what is wrong with a narrow one apart from rounding.
+read, which is exact: a wide graph shows all that is wrong with a narrow one, apart from rounding.
 """
 
 from collections.abc import Iterator

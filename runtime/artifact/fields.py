@@ -162,7 +162,7 @@ def _plan(fields: Fields) -> PlanRecord:
         )
         for name, one in fields.child("weights").children()
     }
-    return PlanRecord(path=fields.get("path", str), weights=weights)
+    return PlanRecord(path=fields.get("path", str), graphs=fields.texts("graphs"), weights=weights)
 
 
 def _cache(fields: Fields) -> CacheRecord:

@@ -147,7 +147,9 @@ class Manifest:
     def _graph_maps(self) -> dict[str, Mapping[str, str]]:
         lowered = {f"target {name}": target.graphs for name, target in self.targets.items()}
         plans = {
-            f"plans of {name}": {graph: one.path for graph, one in target.plans.engines.items()}
+            f"plans of {name}": {
+                graph: one.path for one in target.plans.engines.values() for graph in one.graphs
+            }
             for name, target in self.targets.items()
             if target.plans is not None
         }

@@ -66,9 +66,11 @@ class BoundWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord:
-    """What runs one graph: a plan, which graphs of one kind share, and its weights."""
+    """One engine: a plan, which others may share, and the weights of the graphs that it runs."""
 
     path: str
+    graphs: tuple[str, ...]
+    """One, or several layers in order."""
     weights: Mapping[str, BoundWeight]
     """By the name of the input; empty if the plan holds them."""
 
@@ -84,9 +86,9 @@ class PlansRecord:
     sms: tuple[str, ...]
     """Compute capabilities that they were built for: `sm89`."""
     engines: Mapping[str, PlanRecord]
-    """By the name of the graph."""
+    """By the name of their first graph, which sorts in the order of the layers."""
     wanted_precision: float
-    """Share of the multiply-accumulates of one token that are done as the recipe says."""
+    """Least share, of all plans, of the multiply-adds that are done as the recipe says."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from benchmarks.plans import as_table
+from commands import output
 from engines.rates import RATES
 from export.synthetic.folder import write_synthetic
 
@@ -82,9 +84,20 @@ def test_json_and_tables_tell_the_same(tool: Tool, full: Path) -> None:
 
 
 def test_the_page_shows_what_the_command_prints(tool: Tool, full: Path) -> None:
-    (words,) = re.findall(r"tool.py plan out/full (.*)", PAGE)
-    done = tool("plan", full, *words.split())
-    assert f"```text\n{done.stdout}```\n" in PAGE
+    on_cpu, on_gpus = re.findall(r"tool.py plan out/full (.*)", PAGE)
+    shown = tool("plan", full, *on_cpu.split()).stdout
+    assert f"```text\n{shown}```\n" in PAGE
+    shown = tool("plan", full, *on_gpus.split()).stdout
+    tables = shown[shown.index("stages: ") : shown.index("\n\ntargets\n")]
+    assert f"```text\n{tables}\n```\n" in PAGE
+
+
+def test_the_page_has_what_was_measured() -> None:
+    builds = json.loads((ROOT / "benchmarks" / "plans.json").read_text())["builds"]
+    usual = [one for one in builds if one["limits"] == builds[0]["limits"]]
+    layers = [one for one in usual if one["graphs"] == ["layer_01"] and "error" not in one]
+    towers = [one for one in usual if one["graphs"] == ["vision"]]
+    assert as_table([*layers, *towers]) in PAGE
 
 
 def test_the_page_has_every_rate(tool: Tool, full: Path, vision_in_int4: Path) -> None:
@@ -150,17 +163,36 @@ def test_a_target_that_cannot_take_the_recipe_fails_behind_the_tables(
     )
 
 
-def test_a_target_that_is_not_built_is_called_so(tool: Tool, full: Path) -> None:
-    done = tool("plan", full, "--recipe", "fp8", "--target", "rtx:sm89")
-    assert (done.status, done.stderr) == (0, "")
-    assert "\nrtx:sm89 is not built by this version: no estimates of build, " in done.stdout
-    fields = planned(tool, full, "--recipe", "fp8", "--target", "rtx:sm89")
-    assert [stage["stage"] for stage in fields["stages"]] == ["calibrate"]
+def test_several_gpus_fail_where_one_of_them_cannot_take_the_recipe(tool: Tool, full: Path) -> None:
+    done = tool("plan", full, "--recipe", "fp8", "--target", "rtx:sm86+sm89")
+    assert done.status == 1
+    assert done.stderr.startswith(
+        "error: target rtx:sm86+sm89 cannot take recipe fp8: 1 problem: rtx:sm86 has no fp8"
+    )
+    fields = planned(tool, full, "--recipe", "fp8", "--target", "rtx:sm120+sm89")
+    assert fields["target"] == "rtx:sm89+sm120"
+    done = tool("plan", full, "--target", "rtx:sm89+sm89")
+    assert (done.status, done.stdout) == (1, "")
+    assert "sm89 is named twice" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["rtx:sm89", "rtx:sm89+sm120", "trt"])
+def test_targets_of_tensorrt_are_planned_with_the_memory_of_the_gpu(
+    tool: Tool, full: Path, target: str
+) -> None:
+    fields = planned(tool, full, "--recipe", "fp8", "--target", target)
+    stages = [stage["stage"] for stage in fields["stages"]]
+    assert stages == ["calibrate", "build/external", "build/embedded"]
     assert fields["speed"] is None
-    verdicts = {one["target"]: (one["takes"], one["is_built"]) for one in fields["targets"]}
-    assert verdicts["cpu"] == (True, True)
-    assert verdicts["rtx:sm89"] == (True, False)
-    assert verdicts["rtx:sm86"] == (False, False)
+    assert fields["device"]["cache_bytes"] == fields["cache"]["total_bytes"]
+    shown = tool("plan", full, "--recipe", "fp8", "--target", target).stdout
+    assert output.size(fields["device"]["total_bytes"]) in shown
+    lines = shown.splitlines()
+    for step in fields["experts"]:
+        (row,) = [line for line in lines if line.split()[:1] == [step["form"]]]
+        assert row.split()[1] == ("yes" if step["is_chosen"] else "no")
+        assert output.size(step["moved_bytes"]) in row
+    assert [line.split(":")[0] for line in lines if line.split(":")[0] in HEADINGS] == HEADINGS
 
 
 def test_an_unknown_target_is_refused_by_name(tool: Tool, full: Path) -> None:

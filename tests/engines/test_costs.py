@@ -135,7 +135,28 @@ def test_a_stored_checkpoint_is_exported_in_blocks() -> None:
     )
 
 
-def test_nothing_is_estimated_for_a_target_that_is_not_built() -> None:
-    plan = make_plan(full_work("int4"), TARGETS["rtx:sm89"])
-    assert [stage.stage for stage in plan.stages] == ["calibrate"]
-    assert plan.speed is None
+def test_a_plan_holds_what_is_known_of_its_target_and_nothing_else() -> None:
+    work = full_work("int4")
+    cpu, rtx = (make_plan(work, name) for name in ("cpu", "rtx:sm89"))
+    assert [stage.stage for stage in cpu.stages] == ["calibrate", "build", "verify", "run"]
+    assert cpu.speed == cpu_speed(work)
+    assert (cpu.device, cpu.experts) == (None, ())
+    assert [stage.stage for stage in rtx.stages] == [
+        "calibrate",
+        "build/external",
+        "build/embedded",
+    ]
+    assert rtx.speed is None
+    assert rtx.device is not None
+    assert rtx.device.cache_bytes == rtx.cache.total_bytes
+    assert {step.form for step in rtx.experts if step.is_chosen} == {"plugin"}
+
+
+def test_several_gpus_take_what_each_of_them_takes() -> None:
+    work = full_work("fp8")
+    assert make_plan(work, "rtx:sm120+sm89").target == "rtx:sm89+sm120"
+    assert make_plan(work, "rtx:sm89+sm120").refusals == ()
+    (one,) = make_plan(work, "rtx:sm86").refusals
+    (about_one,) = make_plan(work, "rtx:sm86+sm89").refusals
+    assert one.startswith("no fp8 (")
+    assert about_one == f"rtx:sm86 has {one}"

@@ -81,12 +81,19 @@ def test_an_unfinished_run_with_other_inputs_is_refused(
     assert_named_error(tool("export", checkpoint, stopped), "unfinished export with other inputs")
 
 
-def test_an_unfinished_build_of_other_graphs_is_refused(
-    tool: WarmTool, steps: dict[str, Path], tmp_path: Path
+def test_an_unfinished_build_of_something_else_is_begun_anew_without_what_it_made(
+    tool: WarmTool, steps: dict[str, Path], artifact: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(steps["export"], tmp_path / "folder")
-    (folder / ".build-cpu.journal").write_text(json.dumps({"key": "0"}) + "\n")
-    assert_named_error(tool("build", folder), str(folder), "unfinished build-cpu with other inputs")
+    made, others = folder / "graphs" / "old.cpu.onnx", folder / "graphs" / "notes.txt"
+    for path in (made, others):
+        path.write_bytes(b"1")
+    lines = [{"key": "0"}, {"file": "graphs/old.cpu.onnx", "bytes": 1, "sha256": "0"}]
+    (folder / ".build-cpu.journal").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert tool("build", folder, *FLAGS).status == 0
+    assert tool("verify", folder).status == 0
+    assert not made.exists()
+    assert tree(folder) == {**tree(artifact), "graphs/notes.txt": b"1"}
 
 
 @pytest.mark.parametrize("stage", ["export", "compile"])

@@ -16,6 +16,7 @@ from .scale_stacked_products import ScaleStackedProducts
 from .share_fp4_scale import ShareFP4Scale
 from .stack_rounding import StackRounding
 from .static_cache import StaticCache
+from .sum_router_products import SumRouterProducts
 from .unique_names import UniqueNames
 from .widen_mixed_products import WidenMixedProducts
 
@@ -36,7 +37,7 @@ def passes(options: LoweringOptions) -> list[Pass]:
     if options.cache_reads == "window":
         found.append(ReadWindow())
     found.append(_FORMS[options.experts](options))
-    found += [InlineBodies(), StackRounding()]
+    found += [SumRouterProducts(options.sms), InlineBodies(), StackRounding()]
     if options.weights == "external":
         found.append(ShareFP4Scale())
     found += [ScaleStackedProducts(), WidenMixedProducts()]

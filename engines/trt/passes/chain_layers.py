@@ -9,14 +9,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from runtime.names import HIDDEN, HIDDEN_OUT, LENGTHS, WINDOW
+from runtime.names import HIDDEN, HIDDEN_OUT, LENGTHS, WINDOW, place_name
 
 _SHARED = (HIDDEN, LENGTHS, WINDOW)
-
-
-def place_name(place: int, name: str) -> str:
-    """Name what belongs to one layer of a chain."""
-    return f"{place}.{name}"
 
 
 def chain_layers(models: Sequence[ir.Model], name: str) -> ir.Model:

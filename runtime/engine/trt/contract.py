@@ -1,6 +1,6 @@
 """What each plan takes and gives, checked when it is loaded, before anything is bound to it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 from ... import names
@@ -31,7 +31,7 @@ def check_plans(
 
     Args:
         where: the artifact, for errors.
-        plans: by the name of the graph.
+        plans: by the name of the engine.
         record: says which weights are bound.
         cache: tensors of a layer.
 
@@ -40,7 +40,7 @@ def check_plans(
     """
     problems: list[str] = []
     for name, plan in plans.items():
-        inputs, outputs = _contract(name, cache)
+        inputs, outputs = _contract(record.engines[name].graphs, cache)
         weights = record.engines[name].weights
         problems += _differences(f"{name} takes", set(plan.inputs), {*inputs, *weights})
         problems += _differences(f"{name} gives", set(plan.outputs), set(outputs))
@@ -53,16 +53,26 @@ def check_plans(
         )
 
 
-def _contract(name: str, cache: CacheRecord) -> tuple[list[str], list[str]]:
+def cache_names(tensors: Iterable[str], num_layers: int) -> list[dict[str, str]]:
+    """Say what a plan calls the cache tensors of each of its layers."""
+    if num_layers == 1:
+        return [{name: name for name in tensors}]
+    return [
+        {name: names.place_name(place, name) for name in tensors} for place in range(num_layers)
+    ]
+
+
+def _contract(graphs: Sequence[str], cache: CacheRecord) -> tuple[list[str], list[str]]:
     """Names that the engine binds at each run: inputs and outputs."""
-    match name:
+    match graphs[0]:
         case names.VISION:
             return [names.PATCHES, names.ROW_WEIGHTS, names.COLUMN_WEIGHTS], [names.MERGED]
         case names.PROJECTOR:
             return [names.MERGED], [names.FEATURES]
         case names.HEAD:
             return [names.HIDDEN, names.ROWS], [names.LOGITS]
-    tensors = list(cache.tensors)
+    layers = cache_names(cache.tensors, len(graphs))
+    tensors = [name for called in layers for name in called.values()]
     given = [names.HIDDEN, *tensors, names.LENGTHS, names.WINDOW]
     return given, [names.HIDDEN_OUT, *map(names.output_of, tensors)]
 

@@ -1,14 +1,16 @@
 """All layers and the head, one after the other on the device; decoding steps are recorded once."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ... import names
 from ...limits import Limits
 from ..protocol import FloatArray, IntArray
+from .contract import cache_names
 from .device import Device, Handle
 from .memory import DeviceCache
 from .numbers import STORED, from_stored, to_stored
@@ -31,12 +33,19 @@ class _Sizes:
     rows: int
 
 
+class LayerGroup(NamedTuple):
+    """Layers that one plan runs, one behind the other."""
+
+    layers: tuple[str, ...]
+    stage: Stage
+
+
 class Decoder:
     """Runs steps of slots that are neighbours in the cache."""
 
     def __init__(
         self,
-        layers: Mapping[str, Stage],
+        groups: Sequence[LayerGroup],
         head: Stage,
         cache: DeviceCache,
         *,
@@ -48,7 +57,7 @@ class Decoder:
         """Reserve buffers for the largest step.
 
         Args:
-            layers: in order.
+            groups: all layers, in order.
             head: final norm and logits.
             cache: what the layers read and write.
             width: C.
@@ -56,9 +65,9 @@ class Decoder:
             limits: slots, their capacity, tokens of a step.
             device: where all of them are.
         """
-        self._layers, self._head, self._cache, self._device = layers, head, cache, device
+        self._groups, self._head, self._cache, self._device = groups, head, cache, device
         self._width, self._vocab_size, self._limits = width, vocab_size, limits
-        first = next(iter(layers.values())).plan
+        first = groups[0].stage.plan
         self._dtype, self._lengths_dtype = first.dtype(names.HIDDEN), first.dtype(names.LENGTHS)
         tokens = limits.max_slots * limits.prefill_chunk
         size = np.dtype(STORED[self._dtype]).itemsize
@@ -135,13 +144,13 @@ class Decoder:
         """Ask for all layers, then for the head if logits are wanted."""
         hidden = (sizes.batch, sizes.tokens, self._width)
         source, target = self._hidden
-        for name, stage in self._layers.items():
-            cache = self._cache.addresses(name, sizes.first_slot)
+        for group in self._groups:
+            plan, cache = group.stage.plan, self._cache_of(group, sizes.first_slot)
             shapes: dict[str, Shape] = {
                 names.HIDDEN: hidden,
                 names.LENGTHS: (sizes.batch,),
                 names.WINDOW: (sizes.window,),
-                **{one: (sizes.batch, *stage.plan.shape(one)[1:]) for one in cache},
+                **{one: (sizes.batch, *plan.shape(one)[1:]) for one in cache},
             }
             addresses = {
                 names.HIDDEN: source,
@@ -151,13 +160,22 @@ class Decoder:
                 **cache,
                 **{names.output_of(one): address for one, address in cache.items()},
             }
-            stage.enqueue(shapes, addresses)
+            group.stage.enqueue(shapes, addresses)
             source, target = target, source
         if sizes.rows:
             self._enqueue_head(sizes.batch, sizes.tokens, sizes.rows)
 
+    def _cache_of(self, group: LayerGroup, first_slot: int) -> dict[str, int]:
+        """Give the addresses of all cache tensors of a group, as its plan calls them."""
+        found = {}
+        called = cache_names(self._cache.tensors, len(group.layers))
+        for layer, names_here in zip(group.layers, called, strict=True):
+            for name, address in self._cache.addresses(layer, first_slot).items():
+                found[names_here[name]] = address
+        return found
+
     def _enqueue_head(self, batch: int, tokens: int, num_rows: int) -> None:
-        last = self._hidden[len(self._layers) % 2]
+        last = self._hidden[len(self._groups) % 2]
         shapes = {names.HIDDEN: (batch, tokens, self._width), names.ROWS: (num_rows,)}
         addresses = {names.HIDDEN: last, names.ROWS: self._rows, names.LOGITS: self._logits}
         self._head.enqueue(shapes, addresses)

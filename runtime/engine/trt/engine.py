@@ -17,7 +17,7 @@ from ..checks import check_finite, check_grid, check_step
 from ..embedding import EmbeddingTable
 from ..protocol import FloatArray, IntArray
 from .contract import check_plans
-from .decoder import Decoder
+from .decoder import Decoder, LayerGroup
 from .device import CudaDevice, Device
 from .memory import DeviceCache, Weights
 from .package import check_device, load_package
@@ -65,8 +65,13 @@ class TensorRTEngine:
         layers = [names.layer_name(layer) for layer in artifact.manifest.layers]
         self._vision, self._projector = stages[names.VISION], stages[names.PROJECTOR]
         self._cache = DeviceCache(layers, record.cache, record.limits, device)
+        groups = [
+            LayerGroup(one.graphs, stages[name])
+            for name, one in sorted(plans.engines.items())
+            if one.graphs[0] in layers
+        ]
         self._decoder = Decoder(
-            {name: stages[name] for name in layers},
+            groups,
             stages[names.HEAD],
             self._cache,
             width=config.decoder.width,

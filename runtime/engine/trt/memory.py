@@ -57,6 +57,8 @@ class DeviceCache:
             CapacityError: the device has not that much.
         """
         self._device = device
+        self.tensors = tuple(record.tensors)
+        """Names of a layer's tensors."""
         self._layers = {
             layer: {
                 name: _make_tensor(TYPE_BYTES[one.dtype] * one.width, limits, device)

@@ -3,7 +3,9 @@
 Both compute what the graphs say in fp32; the double rounds at the borders of plans to fp16.
 """
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 
 from calibration.data.examples import load_examples
 from calibration.evaluate import evaluate
+from engines.build import build_target
+from engines.options import PlanOptions
 from examples.nano.score import HERE
 from runtime import Session
 from runtime.artifact.folder import Artifact
@@ -22,7 +26,7 @@ from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
 from tests.executing_trt import HostDevice
 
-from .conftest import make_engine
+from .conftest import SIZES, TARGET, make_engine
 
 TOLERANCE = 2e-3
 """Of the largest value: hidden states and cache are rounded to fp16 between plans."""
@@ -145,7 +149,7 @@ def test_a_slot_that_ended_in_nan_is_clean_for_the_next_text(
 def test_weights_of_the_layers_that_share_a_plan_lie_on_the_device_once(
     built: Path, device: HostDevice, engine: TensorRTEngine
 ) -> None:
-    record = Artifact.open(built).target("rtx:sm89+sm120").plans
+    record = Artifact.open(built).target(TARGET).plans
     assert record is not None
     bound = {weight for one in record.engines.values() for weight in one.weights.values()}
     sizes = [len(block) for block in device.blocks.values()]
@@ -157,3 +161,20 @@ def test_weights_of_the_layers_that_share_a_plan_lie_on_the_device_once(
 def test_too_little_memory_is_told_before_anything_runs(built: Path) -> None:
     with pytest.raises(CapacityError, match="bytes more are needed"):
         make_engine(built, HostDevice(memory_bytes=1 << 20))
+
+
+def test_layers_that_one_plan_runs_give_what_each_alone_gives(
+    built: Path, truth: OnnxEngine, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(built, tmp_path / "artifact")
+    build_target(folder, TARGET, replace(SIZES, plans=PlanOptions(layers_per_engine=2)))
+    record = Artifact.open(folder).target(TARGET).plans
+    assert record is not None
+    assert [one.graphs for one in record.engines.values() if len(one.graphs) > 1] == [
+        ("layer_01", "layer_02")
+    ]
+    engine, ids = make_engine(folder, HostDevice()), ids_of(21, seed=60)
+    assert_close(feed(engine, [1], [ids], [0]), feed(truth, [1], [ids], [0]))
+    for length in range(21, 24):  # a run, a recording, a replay
+        last = ids_of(1, seed=length)
+        assert_close(feed(engine, [1], [last], [length]), feed(truth, [1], [last], [length]))

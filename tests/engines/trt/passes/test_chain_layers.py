@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from engines.trt.passes import LoweringOptions, weight_inputs
-from engines.trt.passes.chain_layers import chain_layers, place_name
-from runtime.names import CACHE
+from engines.trt.passes.chain_layers import chain_layers
+from runtime.names import CACHE, place_name
 
 from .layers import DENSE, MAX_TOKENS, MOE, embed, example, lowered, recipe, run, write_layer
 

@@ -86,6 +86,16 @@ def test_a_form_means_what_the_neutral_graph_means(
     assert max(map(relative_error, found, expected)) < TOLERANCE
 
 
+def test_a_router_without_products_chooses_the_same_experts(tmp_path: Path) -> None:
+    path = write_layer(tmp_path, recipe("fp32"))
+    inputs = example(30, (7, 2))
+    expected = run(ir.load(path), tmp_path, inputs)
+    model = lowered(path, options("dense", sms=(75, 89)))
+    assert not [node for node in model.graph if node.name == "logits" and node.op_type == "MatMul"]
+    found = run(embed(model), tmp_path, inputs)
+    assert max(map(relative_error, found, expected)) < TOLERANCE
+
+
 @pytest.mark.parametrize(("slots", "tokens", "branch"), [(1, 1, "few"), (2, 9, "many")])
 def test_the_branch_that_is_taken_follows_from_the_number_of_tokens(
     slots: int, tokens: int, branch: str, tmp_path: Path

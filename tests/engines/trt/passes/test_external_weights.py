@@ -23,9 +23,8 @@ def options(form: ExpertsForm, weights: WeightsPlace = "external") -> LoweringOp
     return LoweringOptions(max_tokens=MAX_TOKENS, sms=(120,), experts=form, weights=weights)
 
 
-@pytest.mark.parametrize("form", ["gather", "dense"])
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("layer", [DENSE, MOE])
+@pytest.mark.parametrize(("layer", "form"), [(DENSE, "dense"), (MOE, "dense"), (MOE, "gather")])
 def test_layers_of_a_kind_are_one_graph(
     layer: int, name: str, form: ExpertsForm, tmp_path: Path
 ) -> None:
