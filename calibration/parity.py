@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.graph.quantise import input_scale_name, scale_name, whole_name
+from export.graph.weights_file import hold
 from export.graph.widen import NARROW, computed_values, widen_graph
+from export.graph.widen_fp4 import has_fp4, widen_fp4
 from export.graphs import GraphPlan
 from export.quantised.matrix import grouped
 from export.quantised.storage import quantised_places
@@ -107,13 +109,17 @@ def example_inputs(plan: GraphPlan, config: KimiVLConfig) -> dict[str, NDArray[n
 
 
 def open_wide(artifact: Artifact, path: str) -> ort.InferenceSession:
-    """Load a graph with everything 16 bits wide computed in fp32, which a target need not do."""
-    content = artifact.read_checked(path)
+    """Load a graph with 16-bit values computed in fp32 and FP4 in int8, as its target need not."""
+    content, place = artifact.read_checked(path), artifact.folder / path
     model = ir.serde.deserialize_model(onnx.load_from_string(content))
-    if any(value.dtype in NARROW for value in computed_values(model)):
-        widen_graph(model)
+    is_narrow = any(value.dtype in NARROW for value in computed_values(model))
+    if is_narrow or has_fp4(model):
+        ir.external_data.set_base_dir(model.graph, place.parent)
+        hold(model.graph, widen_fp4(model))
+        if is_narrow:
+            widen_graph(model)
         content = ir.serde.serialize_model(model).SerializeToString()
-    return session_from_bytes(content, artifact.folder / path)
+    return session_from_bytes(content, place)
 
 
 def fitted(

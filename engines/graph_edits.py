@@ -1,24 +1,14 @@
 """Small edits that several passes make: find nodes, look behind values, drop initialisers."""
 
-from typing import TypeVar
-
 import onnx_ir as ir
 
+from export.graph.edits import given
 from runtime.names import DOMAIN
-
-_T = TypeVar("_T")
 
 
 def neutral_nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
     """List the nodes of one of our own ops."""
     return [node for node in model.graph if node.domain == DOMAIN and node.op_type == op_type]
-
-
-def given(value: _T | None) -> _T:
-    """Return an input, or the producer of one, that must be there."""
-    if value is None:
-        raise RuntimeError("a node lacks an input")
-    return value
 
 
 def static_size(value: ir.Value, axis: int) -> int:

@@ -14,16 +14,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from export.graph.edits import given
 from export.graph.widen import widen_initializer
 from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTER
 
-from ..graph_edits import (
-    drop_if_unused,
-    given,
-    neutral_nodes,
-    static_size,
-    stored_initializer,
-)
+from ..graph_edits import drop_if_unused, neutral_nodes, static_size, stored_initializer
 from ..lowering import Lowered
 
 _MICROSOFT = "com.microsoft"

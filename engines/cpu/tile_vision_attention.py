@@ -7,7 +7,9 @@ largest image of Thinking-2506. The tiled kernel holds a few rows of them.
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ..graph_edits import given, static_size
+from export.graph.edits import given
+
+from ..graph_edits import static_size
 from ..lowering import Lowered
 
 _MICROSOFT = "com.microsoft"

@@ -5,14 +5,14 @@ latent with a scale of its own; attention reads what all codes mean. Nothing els
 """
 
 from collections.abc import MutableSequence
-from typing import TypeVar
 
 import onnx_ir as ir
 
 from runtime import names
 
+from .edits import given
+
 _MOST = 127.0
-_T = TypeVar("_T")
 SMALLEST_SCALE = 2.0**-24
 """Of a group of zeros; the smallest number of fp16."""
 
@@ -30,10 +30,10 @@ def quantise_cache(model: ir.Model, *, rank: int, group: int) -> None:
     (scatter,) = (node for node in graph if node.op_type == "TensorScatter")
     whole = scatter.outputs[0]
     readers = [(node, index) for node, index in whole.uses()]
-    rows, lengths = _required(scatter.inputs[1]), _required(scatter.inputs[2])
-    base, width = _required(cache.dtype), _size(cache, 3)
+    rows, lengths = given(scatter.inputs[1]), given(scatter.inputs[2])
+    base, width = given(cache.dtype), _size(cache, 3)
     sizes = {names.CACHE: rank, names.CACHE_KEYS: width - rank, names.CACHE_SCALES: rank // group}
-    batch, one, cached, _ = _required(cache.shape)
+    batch, one, cached, _ = given(cache.shape)
     old = {
         name: ir.Value(
             name=name,
@@ -107,13 +107,7 @@ def _numbers(tape: ir.tape.Tape, *values: int) -> ir.Value:
 
 
 def _size(value: ir.Value, axis: int) -> int:
-    size = _required(value.shape)[axis]
+    size = given(value.shape)[axis]
     if not isinstance(size, int):
         raise RuntimeError(f"{value.name}: axis {axis} has no fixed size")
     return size
-
-
-def _required(value: _T | None) -> _T:
-    if value is None:
-        raise RuntimeError("the traced layer lacks a value, a type or a shape")
-    return value

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import onnx
 import onnx_ir as ir
 
 from runtime.artifact.records import FileRecord
@@ -88,6 +89,18 @@ def write_weights(path: Path, tensors: Sequence[Values]) -> FileRecord:
                 raise ValueError(f"{tensor.name}: {written} bytes written, {place.length} expected")
             end = place.offset + place.length
     return FileRecord(bytes=end, sha256=digest.hexdigest())
+
+
+def hold(graph: ir.Graph, tensors: Sequence[Values]) -> None:
+    """Put tensors into the graph itself: for one that is run and not written."""
+    for tensor in tensors:
+        proto = onnx.TensorProto(
+            name=tensor.name,
+            data_type=tensor.dtype.value,
+            dims=tensor.shape,
+            raw_data=b"".join(bytes(block) for block in tensor.blocks()),
+        )
+        graph.initializers[tensor.name].const_value = ir.serde.deserialize_tensor(proto)
 
 
 def bind_weights(graph: ir.Graph, tensors: Sequence[Values], location: str) -> None:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 import onnx
 import onnx_ir as ir
 
+from export.graph.edits import given
 from export.graph.functions import OPSET
 from runtime.names import DOMAIN
-
-from ...graph_edits import given
 
 _HEADER = f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n'
 

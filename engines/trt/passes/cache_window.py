@@ -14,9 +14,10 @@ cache for each head and says nothing of the softmax's precision.
 
 import onnx_ir as ir
 
+from export.graph.edits import given
 from runtime.names import LATENT_ATTENTION, WINDOW
 
-from ...graph_edits import given, neutral_nodes
+from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
 
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import given, neutral_nodes
+from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
 from .dense_experts import make_dense
 from .gathered_experts import make_gathered

@@ -8,9 +8,10 @@ feeds a product, which TensorRT can compute in the codes' own type.
 
 import onnx_ir as ir
 
+from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import given, neutral_nodes, static_size
+from ...graph_edits import neutral_nodes, static_size
 from ...lowering import Lowered
 from .bodies import replace_by_function
 from .stored_experts import ExpertsPair, expert_pairs, unpaired

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...graph_edits import given
+from export.graph.edits import given
+
 from .stored_experts import Storage, StoredMatrix
 
 # (E, in, out) becomes (N, K, in, out), which meets rows (N, 1, 1, in) or (N, K, 1, in).

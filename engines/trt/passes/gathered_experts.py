@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import given, neutral_nodes
+from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
 from .bodies import replace_by_function
 from .gathered_bodies import byte_table, gathered_down, gathered_up, numbers_type

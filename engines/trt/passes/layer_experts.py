@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import onnx
 import onnx_ir as ir
 
+from export.graph.edits import given
 from export.graph.functions import OPSET
 from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import given, neutral_nodes
+from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
 from .stored_experts import ExpertsPair, expert_pairs, unpaired
 

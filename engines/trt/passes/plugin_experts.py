@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from export.graph.edits import given
 from export.recipe.recipe import WeightFormat
 from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTER
 from runtime.plugins.launch import GROUPED_DOWN, GROUPED_UP, SORT_BY_EXPERT
 
-from ...graph_edits import given, neutral_nodes, static_size
+from ...graph_edits import neutral_nodes, static_size
 from ...kernels.attributes import plugin_attributes
 from ...kernels.ops import grouped_down_op, grouped_up_op, router_op, sort_op
 from ...kernels.specs import ExpertFormat, ExpertSizes, OpSpec

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...graph_edits import given
+from export.graph.edits import given
 
 _SAME_VALUES = {"Cast", "Expand", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Ops behind which every number is one that was there before."""

@@ -8,7 +8,9 @@ well: x @ (codes * scale) = (x @ codes) * scale. The codes keep one constant sca
 
 import onnx_ir as ir
 
-from ...graph_edits import given, static_size
+from export.graph.edits import given
+
+from ...graph_edits import static_size
 from ...lowering import Lowered
 from .products import Product, insert_behind, products
 

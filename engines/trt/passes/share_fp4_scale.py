@@ -8,9 +8,9 @@ products multiplied by both numbers: x @ w = (x / a) @ (w / b) * (a * b).
 
 import onnx_ir as ir
 
+from export.graph.edits import given
 from export.graph.quantise import FP4_QUANTIZE
 
-from ...graph_edits import given
 from ...lowering import Lowered
 from .products import insert_behind, products, products_reading
 

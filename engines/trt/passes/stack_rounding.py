@@ -7,7 +7,8 @@ rounding does not directly feed the product in other formats either.
 
 import onnx_ir as ir
 
-from ...graph_edits import given
+from export.graph.edits import given
+
 from ...lowering import Lowered
 from .products import Product, products, products_reading
 

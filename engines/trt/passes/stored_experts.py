@@ -6,9 +6,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import given, neutral_nodes, static_size
+from ...graph_edits import neutral_nodes, static_size
 from .expert_costs import ExpertStack
 
 Storage = Literal["plain", "int8", "fp8", "int4", "nvfp4"]

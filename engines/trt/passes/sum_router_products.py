@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from export.graph.edits import given
 from runtime.names import DOMAIN, ROUTER
 
-from ...graph_edits import given, neutral_nodes
+from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
 
 _WITHOUT_PRODUCT = 75

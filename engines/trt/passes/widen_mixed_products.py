@@ -7,7 +7,8 @@ changes nothing and which it does not fold, leaves the rounding and makes the co
 
 import onnx_ir as ir
 
-from ...graph_edits import given
+from export.graph.edits import given
+
 from ...lowering import Lowered
 from .products import Product, number_type, products
 
