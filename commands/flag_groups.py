@@ -102,6 +102,7 @@ class PlanFlags:
     weights: options.WeightsOption = "external"
     layers_per_engine: options.LayersPerEngineOption = 1
     plugins: options.PluginsOption = True
+    quick_plugins: options.QuickPluginsOption = False
     min_precision: options.MinPrecisionOption = 0.95
 
     def make_options(self) -> "PlanOptions":
@@ -121,6 +122,7 @@ class PlanFlags:
             weights=self.weights,
             layers_per_engine=self.layers_per_engine,
             use_plugins=self.plugins,
+            use_quick_plugins=self.quick_plugins,
             min_precision=self.min_precision,
         )
 

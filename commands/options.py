@@ -59,6 +59,13 @@ PluginsOption = Annotated[
 OnDeviceOption = Annotated[
     bool, typer.Option("--on-device", help="Run and time the plans of TensorRT on this card.")
 ]
+QuickPluginsOption = Annotated[
+    bool,
+    typer.Option(
+        "--quick-plugins",
+        help="Target trt: kernels kept by TensorRT, so that plans need no Python.",
+    ),
+]
 MinPrecisionOption = Annotated[
     float,
     typer.Option(

@@ -36,6 +36,12 @@ def check_build(
         InputError: a size is not possible for this model.
     """
     _check_name(target)
+    plans = options.plans
+    if plans.use_quick_plugins and (target != "trt" or plans.weights != "external"):
+        raise UnsupportedError(
+            f"target {target}: --quick-plugins is for target trt with --weights external; "
+            "TensorRT-RTX has no such plugins"
+        )
     reasons = [
         f"{single.name} has {reason}"
         for single in single_targets(target)

@@ -22,6 +22,9 @@ class PlanOptions:
     """The most layers of a kind that one plan runs behind each other; with external weights."""
     use_plugins: bool = True
     """Whether experts run in our own kernels."""
+    use_quick_plugins: bool = False
+    """Whether TensorRT itself keeps their code, so that plans need no classes of ours; only with
+    target `trt` and external weights."""
     min_precision: float = 0.95
     """The least share of the arithmetic that is done as the recipe says."""
 

@@ -42,10 +42,10 @@ class Target:
         return self.cache or recipe.base
 
 
-def _rtx(number: int, *codes: str, has_bf16: bool = True, remark: str = "") -> Target:
+def _rtx(number: int, *codes: str, remark: str = "") -> Target:
     return Target(
         name=f"rtx:sm{number}",
-        bases=("fp32", "fp16", "bf16") if has_bf16 else ("fp32", "fp16"),
+        bases=("fp32", "fp16", "bf16"),
         codes=("int8", "int4", *codes),
         int4_groups=(32, 64, 128),  # others were not compiled
         remark=remark,
@@ -62,7 +62,13 @@ _ALL = (
         takes_int8_cache=True,
         remark="computes in fp32, whatever the weights are stored in",
     ),
-    _rtx(75, has_bf16=False),
+    Target(
+        name="rtx:sm75",
+        bases=("fp16",),  # it refuses products in fp32
+        codes=("int8",),
+        int4_groups=(),
+        remark="experts without our kernels",
+    ),
     _rtx(80, remark="A100 is not on NVIDIA's list of devices for TensorRT-RTX"),
     _rtx(86),
     _rtx(89, "fp8"),

@@ -33,6 +33,9 @@ INSPECTOR = "engine inspector"
 _PLACE = re.compile(r"^\d+\.")
 """Of a layer in a chain of several."""
 
+_FEW_TOKENS = "/ few (then_branch) /"
+"""In the nodes of `passes.conditional_experts` that gather."""
+
 KERNELS_BYTES = 32 << 20
 """The most that a plan held besides weights, for each profile.
 
@@ -120,7 +123,7 @@ def wanted_by(recipe: Recipe, parameters: Sequence[Parameter]) -> Wanted:
 
     Weights that are no parameter, and parameters that the recipe leaves alone, are to be in its
     base type, the router in fp32. A plugin is to multiply in the base type, also what was rounded
-    before it; and so is everything where rows are rounded to another format than the weights, since
+    before it; so are gathered experts, of which reading is the work; and so is everything where rows are rounded to another format than the weights, since
     no card multiplies int4 by FP8. Nothing is asked of products of activations.
 
     Args:
@@ -138,7 +141,8 @@ def wanted_by(recipe: Recipe, parameters: Sequence[Parameter]) -> Wanted:
             base = "fp32" if parameter is not None and parameter.is_router else recipe.base
             return Precision(weights=base, activations=base)
         weights, rounding = part.weights.codes, part.activations
-        rounds = parameter.part != "kv_b" and product.kind != "PLUGIN_V3"
+        gathers = product.kind == "PLUGIN_V3" or _FEW_TOKENS in product.node
+        rounds = parameter.part != "kv_b" and not gathers
         is_alike = rounding is not None and rounding.codes == weights
         activations = weights if rounds and is_alike else recipe.base
         return Precision(

@@ -4,6 +4,7 @@ Weights are inputs of a plan, so that all layers of a kind share one (`--weights
 lie in it, and every graph has its own (`embedded`).
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,14 +28,17 @@ from runtime.progress import Progress
 
 from ..cache_layout import cache_record
 from ..job import Job, file_name, write_graph, write_lowered
+from ..kernels.quick_plugins import register_quick_plugin
 from ..lowering import Pass
 from .audit import audit_plan, check_audit, wanted_by
 from .builder import build_plan
-from .forms import experts_form
+from .forms import experts_form, plugin_ops
 from .home import Home
 from .network import parse_network
 from .passes import LoweringOptions, passes
 from .passes.external_weights import ExternalWeights
+from .passes.plugin_experts import PluginExperts
+from .passes.quick_nodes import QuickNodes
 from .profiles import usual_shapes
 from .report import plan_report
 from .shapes import graph_profiles
@@ -62,7 +66,7 @@ class TensorRTBuild:
                 "precision": job.recipe.values(),
                 "limits": asdict(job.limits),
                 "plans": asdict(job.options.plans),
-                "passes": [step.name for step in self.steps],
+                "passes": self._names,
                 "versions": [self.home.title, self.home.polygraphy_version],
             }
         )
@@ -103,6 +107,20 @@ class TensorRTBuild:
         )
         return [step for step in passes(options) if step.name != ExternalWeights.name]
 
+    @cached_property
+    def _plan_steps(self) -> list[Pass]:
+        """Passes of what is built that the lowered graphs on disk do not go through."""
+        if not self.job.options.plans.use_quick_plugins or PluginExperts.name not in self._names:
+            return []
+        ops = plugin_ops(self.job.config.decoder, self.job.recipe)
+        for op in ops:
+            _register_once(self.home.trt, op, self.sms[0])
+        return [QuickNodes(ops)]
+
+    @property
+    def _names(self) -> list[str]:
+        return [step.name for step in self.steps]
+
     def make(self, journal: Journal, progress: Progress) -> TargetRecord:
         """Lower all graphs, then build a plan for each kind."""
         job = self.job
@@ -122,7 +140,7 @@ class TensorRTBuild:
             graphs=graphs,
             cache=self.cache,
             limits=job.limits,
-            passes=tuple(step.name for step in self.steps),
+            passes=tuple(self._names),
             key=self.key,
             plans=PlansRecord(
                 package=self.home.trt.__name__,
@@ -140,7 +158,8 @@ class TensorRTBuild:
         ordered = sorted(graphs, key=_order)
         for group in group_graphs(ordered, job.config.decoder, layers, size):
             if job.options.plans.weights == "external":
-                source = external_source(job.folder, {name: graphs[name] for name in group})
+                paths = {name: graphs[name] for name in group}
+                source = external_source(job.folder, paths, self._plan_steps)
             else:
                 source = embedded_source(group[0], graphs[group[0]])
             found.setdefault(source.key, []).append(source)
@@ -183,6 +202,9 @@ class TensorRTBuild:
 
     def _path(self, source: Source, suffix: str) -> str:
         return f"{FOLDER}/{file_name(self.job.target)}/{source.graphs[0]}.{suffix}"
+
+
+_register_once = functools.cache(register_quick_plugin)
 
 
 def _order(graph: str) -> tuple[int, str]:

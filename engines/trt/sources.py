@@ -12,7 +12,7 @@ from runtime.config import DecoderConfig
 from runtime.names import layer_name, place_name
 
 from ..job import load_graph
-from ..lowering import lower
+from ..lowering import Pass, lower
 from .passes.chain_layers import chain_layers
 from .passes.external_weights import ExternalWeights, weight_inputs
 
@@ -62,16 +62,17 @@ def embedded_source(name: str, lowered: str) -> Source:
     return Source(key=name, graphs=(name,), path=lowered, model=None, weights={})
 
 
-def external_source(folder: Path, lowered: Mapping[str, str]) -> Source:
+def external_source(folder: Path, lowered: Mapping[str, str], steps: Sequence[Pass] = ()) -> Source:
     """Take the weights out of one lowered graph, or of several layers that are then joined.
 
     Args:
         folder: of the artifact.
         lowered: names and paths of the graphs in it, beside their weights, in order.
+        steps: more passes of each graph, for the plan alone.
     """
     models, weights = [], {}
     for place, path in enumerate(lowered.values()):
-        models.append(lower(load_graph(folder / path), [ExternalWeights()]).model)
+        models.append(lower(load_graph(folder / path), [ExternalWeights(), *steps]).model)
         for name, bound in _bound(models[-1], Path(path).parent).items():
             weights[name if len(lowered) == 1 else place_name(place, name)] = bound
     model = models[0] if len(models) == 1 else chain_layers(models, _ANY_NAME)
