@@ -63,7 +63,7 @@ QuickPluginsOption = Annotated[
     bool,
     typer.Option(
         "--quick-plugins",
-        help="Target trt: kernels kept by TensorRT, so that plans need no Python.",
+        help="Target trt: TensorRT keeps the kernels: plans need no Python.",
     ),
 ]
 MinPrecisionOption = Annotated[

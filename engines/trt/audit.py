@@ -122,9 +122,9 @@ def wanted_by(recipe: Recipe, parameters: Sequence[Parameter]) -> Wanted:
     """Ask of each product with weights what a recipe says of them.
 
     Weights that are no parameter, and parameters that the recipe leaves alone, are to be in its
-    base type, the router in fp32. A plugin is to multiply in the base type, also what was rounded
-    before it; so are gathered experts, of which reading is the work; and so is everything where rows are rounded to another format than the weights, since
-    no card multiplies int4 by FP8. Nothing is asked of products of activations.
+    base type, the router in fp32. Rows that were rounded are to be multiplied in the base type by a
+    plugin; where experts are gathered, which is all reading; and where the weights have another
+    format, since no card multiplies int4 by FP8. Nothing is asked of products of activations.
 
     Args:
         recipe: the recipe.

@@ -1,4 +1,4 @@
-"""Which experts a build gets, and quick plugins in the place of plugins that carry their kernels."""
+"""Which experts a build gets; quick plugins in the place of plugins that carry their kernels."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_plugins_of_another_model_are_not_renamed(lowered: Path) -> None:
     options = LoweringOptions(max_tokens=16, sms=(90,))
     steps = [one for one in passes(options) if one.name != ExternalWeights.name]
     model = lower(load_graph(lowered / "layer_01.onnx"), steps).model
-    with pytest.raises(RuntimeError, match="quick-nodes .* requires: plugins of other ops"):
+    with pytest.raises(RuntimeError, match=r"quick-nodes .* requires: plugins of other ops"):
         lower(model, [QuickNodes([])])
 
 
