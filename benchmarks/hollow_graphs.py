@@ -108,7 +108,7 @@ def _scales(module: "nn.Module", recipe: "Recipe") -> "GraphScales":
 
 
 def _write_weights(path: Path, values: "Sequence[Values]") -> None:
-    """Write scales, and of everything else one byte; zeros between take no disk."""
+    """Write scales, and of everything else two bytes; zeros between take no disk."""
     from export.graph.weights_file import lay_out
     from export.quantised.storage import Tensors
 
@@ -117,4 +117,5 @@ def _write_weights(path: Path, values: "Sequence[Values]") -> None:
         file.truncate(max(place.offset + place.length for place in places.values()))
         for number, one in enumerate(values):
             file.seek(places[one.name].offset)
-            file.writelines(one.blocks() if isinstance(one, Tensors) else [bytes([number % 100])])
+            is_scale = isinstance(one, Tensors)
+            file.writelines(one.blocks() if is_scale else [bytes(divmod(number, 100))])

@@ -77,7 +77,7 @@ def measure_on_device(
     figures |= _times(engine, image, ids)
     progress(STAGE, 3, 3)
     is_close = max(figures["vision_error"], figures["logits_error"]) <= ON_DEVICE
-    rounded = {name: six_digits(value) for name, value in figures.items()}
+    rounded = {name: six_digits(float(value)) for name, value in figures.items()}
     return OnDevice("matches" if is_close else "runs", rounded)
 
 

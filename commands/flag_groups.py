@@ -106,18 +106,9 @@ class PlanFlags:
     min_precision: options.MinPrecisionOption = 0.95
 
     def make_options(self) -> "PlanOptions":
-        """Turn the flags into what the build takes.
-
-        Raises:
-            InputError: two flags contradict each other.
-        """
+        """Turn the flags into what the build takes."""
         from engines.options import PlanOptions
 
-        if self.weights == "embedded" and self.layers_per_engine > 1:
-            raise InputError(
-                "--layers-per-engine needs --weights external: layers of a plan that holds weights "
-                "would each be stored for every profile"
-            )
         return PlanOptions(
             weights=self.weights,
             layers_per_engine=self.layers_per_engine,

@@ -1,8 +1,9 @@
 """The build stage: what a target runs, made of an artifact's neutral graphs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from export.graph.journal import Journal, remove_journal
 from export.recipe.reading import recipe_from_values
@@ -10,20 +11,24 @@ from export.recipe.recipe import Recipe
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.config import KimiVLConfig
-from runtime.errors import UnsupportedError, describe_problems
-from runtime.files import announced, exclusive
+from runtime.errors import InputError, UnsupportedError, describe_problems
+from runtime.files import announced, exclusive, resolve_inside
 from runtime.limits import Limits
 from runtime.progress import Progress, silent
 from runtime.prompt.patches import ImageRule
 
+from .cache_layout import cache_record
 from .cpu.build import CpuBuild
 from .job import STAGE, Job, TargetBuild, file_name
-from .options import BuildOptions
-from .targets import TARGETS, refusals, single_targets
+from .options import BuildOptions, PlanOptions
+from .targets import find_target, refusals, single_targets
 from .trt.build import TensorRTBuild
+from .trt.home import Home
+from .trt.shapes import aligned_limits
 from .trt.sm import parse_target
 
 ENGINES_FOLDER = "engines"
+_T = TypeVar("_T")
 
 
 def check_build(
@@ -33,15 +38,10 @@ def check_build(
 
     Raises:
         UnsupportedError: there is no such target, or it cannot take the recipe.
-        InputError: a size is not possible for this model.
+        InputError: a size is not possible for this model, or options contradict each other.
     """
     _check_name(target)
-    plans = options.plans
-    if plans.use_quick_plugins and (target != "trt" or plans.weights != "external"):
-        raise UnsupportedError(
-            f"target {target}: --quick-plugins is for target trt with --weights external; "
-            "TensorRT-RTX has no such plugins"
-        )
+    _check_plans(target, options.plans)
     reasons = [
         f"{single.name} has {reason}"
         for single in single_targets(target)
@@ -51,14 +51,34 @@ def check_build(
         raise UnsupportedError(
             describe_problems(f"recipe {recipe.name} for target {target}", reasons)
         )
-    return options.limits(config, ImageRule.load(model_folder))
+    limits = options.limits(config, ImageRule.load(model_folder))
+    if target == "cpu":
+        return limits
+    Home.load(parse_target(target).home)
+    return aligned_limits(limits, cache_record(config.decoder, None, recipe.base))
 
 
 def _check_name(target: str) -> None:
     """Refuse what is no target, and a second name for one."""
-    name = target if target in TARGETS else parse_target(target).name
+    several = target.startswith("rtx:") and "+" in target
+    name = parse_target(target).name if several else find_target(target).name
     if name != target:
         raise UnsupportedError(f"target {target!r}: write it {name!r}")
+
+
+def _check_plans(target: str, plans: PlanOptions) -> None:
+    """Refuse options that contradict each other or the target."""
+    problems = []
+    if target == "cpu" and plans != PlanOptions():
+        problems.append("target cpu has no plans: leave out what is about TensorRT")
+    if plans.weights == "embedded" and plans.layers_per_engine > 1:
+        problems.append("--layers-per-engine needs --weights external")
+    if plans.use_quick_plugins and not plans.use_plugins:
+        problems.append("--quick-plugins and --no-plugins contradict each other")
+    if plans.use_quick_plugins and (target != "trt" or plans.weights != "external"):
+        problems.append("--quick-plugins is for target trt with --weights external")
+    if problems:
+        raise InputError(describe_problems(f"building for {target}", problems))
 
 
 @announced(STAGE)
@@ -102,12 +122,19 @@ def _build(artifact: Artifact, target: str, options: BuildOptions, progress: Pro
     if present is not None:  # so that no kill leaves new files under old hashes
         manifest = _without_target(manifest, target)
         manifest.write(folder)
+    _unlink(folder, artifact.manifest.files.keys() - manifest.files.keys())
     journal = Journal.replacing(folder, stage, build.key)
     record = build.make(journal, progress)
     manifest = manifest.with_target(target, record, dict(sorted(journal.files.items())))
     manifest.write(folder)
     journal.close()
     return manifest
+
+
+def _unlink(folder: Path, paths: Iterable[str]) -> None:
+    """Remove files of ours that no manifest lists any more."""
+    for path in paths:
+        resolve_inside(folder, path).unlink(missing_ok=True)
 
 
 def _kind_of(target: str) -> Callable[[Job], TargetBuild]:
@@ -123,6 +150,15 @@ def _without_target(manifest: Manifest, target: str) -> Manifest:
         if not Path(path).stem.endswith(f".{name}")
         and not path.startswith(f"{ENGINES_FOLDER}/{name}/")
     }
-    targets = {name: record for name, record in manifest.targets.items() if name != target}
-    parity = {name: figures for name, figures in manifest.parity.items() if name != target}
-    return replace(manifest, files=files, targets=targets, parity=parity)
+    return replace(
+        manifest,
+        files=files,
+        targets=_but(manifest.targets, target),
+        parity=_but(manifest.parity, target),
+        prices=_but(manifest.prices, target),
+        devices=_but(manifest.devices, target),
+    )
+
+
+def _but(values: Mapping[str, _T], name: str) -> dict[str, _T]:
+    return {key: value for key, value in values.items() if key != name}

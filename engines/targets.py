@@ -123,7 +123,7 @@ def refusals(target: Target, recipe: Recipe) -> list[str]:
             found.append(f"no {codes} ({parts}): {works} would work, or {codes} on {able}")
     for name, part in recipe.parts.items():
         group = part.weights.group
-        if part.weights.codes == "int4" and group not in target.int4_groups:
+        if part.weights.codes == "int4" in target.codes and group not in target.int4_groups:
             works = ", ".join(map(str, target.int4_groups))
             found.append(f"no int4 in groups of {group} ({name}): groups of {works} would work")
     if recipe.cache is not None and not target.takes_int8_cache:

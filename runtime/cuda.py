@@ -7,7 +7,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Protocol
 
-from .errors import UnsupportedError
+from .errors import KimiVLError, UnsupportedError
 
 _LIBRARY = "libcuda.so.1"
 OUT_OF_MEMORY = 2
@@ -21,7 +21,7 @@ class Library(Protocol):
         """Find a function."""
 
 
-class CudaError(Exception):
+class CudaError(KimiVLError):
     """A call of the driver failed."""
 
     def __init__(self, name: str, status: int, reason: str) -> None:
@@ -59,7 +59,11 @@ class Cuda:
         Raises:
             CudaError: it failed.
         """
-        status = getattr(self._library, name)(*arguments)
+        try:
+            function = getattr(self._library, name)
+        except AttributeError as error:
+            raise CudaError(name, 0, "this driver is too old and does not have it") from error
+        status = function(*arguments)
         if status != 0:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(status, ctypes.byref(text))

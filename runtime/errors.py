@@ -7,7 +7,8 @@
     ├── CapacityError           a prompt, image or batch over the limits, a full disk
     ├── UnsupportedError        a known thing that this toolkit does not do
     ├── NumericError            a non-finite value left the encoder or the head
-    └── GateError               a calibration that loses or has seen too little
+    ├── GateError               a calibration that loses or has seen too little
+    └── cuda.CudaError          a call of the CUDA driver failed
 
 Bugs stay built-in errors. The command line prints a `KimiVLError` as one line and exits with 1.
 """

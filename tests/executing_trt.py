@@ -9,10 +9,11 @@ is computed in fp32 and rounded at the plan's border.
 import ctypes
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import tensorrt_rtx
 
 Array = NDArray[Any]
+ALIGNMENT = 256
 POISON = 0xA5
 """Fills memory that nobody has written to."""
 
@@ -59,6 +61,13 @@ def _real() -> ModuleType:
     return tensorrt_rtx  # type: ignore[no-any-return]  # a module without types
 
 
+class Block(NamedTuple):
+    """Memory that was asked for, in a larger one, so that it begins where it may."""
+
+    memory: "ctypes.Array[ctypes.c_char]"
+    size_bytes: int
+
+
 class HostDevice:
     """A device whose memory is this process's."""
 
@@ -68,7 +77,9 @@ class HostDevice:
     def __init__(self, sm: int = 89, memory_bytes: int = 1 << 40) -> None:
         self.sm = sm
         self.memory_bytes = memory_bytes
-        self.blocks: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.blocks: dict[int, Block] = {}
+        self.is_active = True  # while an engine is opened
+        self.can_record = True
         self.recordings: list[list[Callable[[], None]]] = []
         self.replays = 0
         self._recording: list[Callable[[], None]] | None = None
@@ -77,11 +88,17 @@ class HostDevice:
         self.memory_bytes -= size_bytes
         if self.memory_bytes < 0:
             raise CapacityError(f"{self.name}: {size_bytes} bytes more are needed")
-        block = ctypes.create_string_buffer(size_bytes)
-        ctypes.memset(block, POISON, size_bytes)
-        address = ctypes.addressof(block)
-        self.blocks[address] = block
+        block = ctypes.create_string_buffer(size_bytes + ALIGNMENT)
+        ctypes.memset(block, POISON, size_bytes + ALIGNMENT)
+        address = -(-ctypes.addressof(block) // ALIGNMENT) * ALIGNMENT
+        self.blocks[address] = Block(block, size_bytes)
         return address
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        self.is_active = True
+        yield
+        self.is_active = False
 
     def free(self, address: int) -> None:
         del self.blocks[address]
@@ -105,7 +122,12 @@ class HostDevice:
         self._inside(address, size_bytes)
         ctypes.memset(address, 0, size_bytes)
 
+    @property
+    def is_recording(self) -> bool:
+        return self._recording is not None
+
     def record(self, work: Callable[[], None]) -> int:
+        assert self.can_record
         self._recording = []
         work()
         self.recordings.append(self._recording)
@@ -136,8 +158,9 @@ class HostDevice:
         return found
 
     def _inside(self, address: int, size_bytes: int) -> None:
+        assert self.is_active, "another thread may have the device"
         for start, block in self.blocks.items():
-            if start <= address and address + size_bytes <= start + len(block):
+            if start <= address and address + size_bytes <= start + block.size_bytes:
                 return
         raise AssertionError(f"{size_bytes} bytes at {address} are nobody's")
 
@@ -181,11 +204,15 @@ class ExecutingPlan:
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return 1024 * (profile + 1)
 
+    def create_runtime_config(self) -> "Settings":
+        return Settings()
+
     def create_execution_context(
-        self, strategy: "tensorrt_rtx.ExecutionContextAllocationStrategy"
+        self, settings: "tensorrt_rtx.ExecutionContextAllocationStrategy | Settings"
     ) -> "ExecutingContext":
+        strategy = settings.strategy if isinstance(settings, Settings) else settings
         assert strategy == _real().ExecutionContextAllocationStrategy.USER_MANAGED
-        return ExecutingContext(self)
+        return ExecutingContext(self, waits_for_kernels=isinstance(settings, Settings))
 
     def dtype(self, name: str) -> ir.DataType:
         dtype = self.values[name].dtype
@@ -228,11 +255,33 @@ class ExecutingPlan:
         model.graph.initializers.add(value)
 
 
+class Settings:
+    """Satisfies the part of IRuntimeConfig that the runtime uses."""
+
+    strategy: object = None
+    _kernels: object = None
+
+    def set_execution_context_allocation_strategy(self, strategy: object) -> None:
+        self.strategy = strategy
+
+    @property
+    def dynamic_shapes_kernel_specialization_strategy(self) -> object:
+        return self._kernels
+
+    @dynamic_shapes_kernel_specialization_strategy.setter
+    def dynamic_shapes_kernel_specialization_strategy(self, strategy: object) -> None:
+        assert strategy == _real().DynamicShapesKernelSpecializationStrategy.EAGER
+        self._kernels = strategy
+
+
 class ExecutingContext:
     """Satisfies the part of IExecutionContext that the runtime uses."""
 
-    def __init__(self, plan: ExecutingPlan) -> None:
+    def __init__(self, plan: ExecutingPlan, *, waits_for_kernels: bool) -> None:
         self.plan = plan
+        self.waits_for_kernels = waits_for_kernels
+        self.is_recorded = False
+        self.has_run = False
         self.profile = -1
         self.scratch = (0, 0)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -246,12 +295,18 @@ class ExecutingContext:
     def set_device_memory(self, address: int, size: int) -> None:
         self.scratch = (address, size)
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert stream == self.plan.device.stream
+        return self.plan.device.can_record
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert not self.is_recorded, "what was recorded must not change"
         least, _, most = self.plan.get_tensor_profile_shape(name, self.profile)
         self.shapes[name] = tuple(shape)
         return all(a <= size <= b for a, size, b in zip(least, shape, most, strict=True))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % ALIGNMENT == 0, name
         self.addresses[name] = address
         return address > 0
 
@@ -259,6 +314,11 @@ class ExecutingContext:
         plan = self.plan
         assert stream == plan.device.stream
         plan.device._inside(*self.scratch)
+        if plan.device.is_recording:
+            assert self.waits_for_kernels
+            assert self.has_run, "kernels are chosen before a recording"
+            self.is_recorded = True
+        self.has_run = True
         shapes, addresses = dict(self.shapes), dict(self.addresses)
         plan.device.launch(lambda: self._run(shapes, addresses))
         return True
@@ -306,6 +366,9 @@ def executing_package(artifact: Artifact, target: str, device: HostDevice) -> Mo
         DataType=_real().DataType,
         TensorIOMode=_real().TensorIOMode,
         ExecutionContextAllocationStrategy=_real().ExecutionContextAllocationStrategy,
+        DynamicShapesKernelSpecializationStrategy=(
+            _real().DynamicShapesKernelSpecializationStrategy
+        ),
         __version__=record.plans.version,
     )
     return package

@@ -50,7 +50,13 @@ def compile_kernel(spec: KernelSpec, sm: int) -> CompiledKernel:
     Raises:
         UnsupportedError: there are no kernels for this device, or not in this format.
     """
-    from .triton_api import compile_for
+    try:
+        from .triton_api import compile_for
+    except ImportError as error:
+        raise UnsupportedError(
+            f"triton, which compiles our kernels, is not installed or does not load ({error}): "
+            "pip install -e '.[plans]' in a checkout, or build with --no-plugins"
+        ) from error
 
     kinds = {parameter.name: parameter.kind for parameter in spec.parameters}
     _check_device(spec, sm)

@@ -107,7 +107,7 @@ def audit_plan(
     if judges_size(parsed.facts, plan):
         evidence.append(SIZE)
     inspected = inspect_plan(parsed.home, plan.path, usual)
-    if inspected is not None:
+    if inspected and any(one.node in inspected for one in products):
         evidence.append(INSPECTOR)
         contradictions += inspector_contradictions(products, inspected)
     return Audit(
@@ -211,7 +211,10 @@ def inspect_plan(
         engine = home.trt.Runtime(home.logger).deserialize_cuda_engine(plan.read_bytes())
         if engine is None:
             return None
-        context = engine.create_execution_context()
+        strategy = home.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = engine.create_execution_context(strategy)
+        if context is None:
+            return None
         for name, shape in usual.items():
             context.set_input_shape(name, shape)
         inspector = engine.create_engine_inspector()

@@ -5,6 +5,7 @@ lie in it, and every graph has its own (`embedded`).
 """
 
 import functools
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from export.graph.journal import Journal, key_of
 from export.recipe.sizes import parameters
-from runtime import names
+from runtime import __version__, names
 from runtime.artifact.records import (
     CacheRecord,
     FileRecord,
@@ -67,9 +68,14 @@ class TensorRTBuild:
                 "limits": asdict(job.limits),
                 "plans": asdict(job.options.plans),
                 "passes": self._names,
-                "versions": [self.home.title, self.home.polygraphy_version],
+                "versions": [self.home.title, self.home.polygraphy_version, *self._our_versions()],
             }
         )
+
+    def _our_versions(self) -> list[str]:
+        """Versions of this toolkit, and of what compiles kernels where there are some."""
+        compiles = PluginExperts.name in self._names
+        return [__version__, *([importlib.metadata.version("triton")] if compiles else [])]
 
     @cached_property
     def target(self) -> BuildTarget:

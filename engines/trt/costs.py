@@ -14,6 +14,7 @@ from runtime import names
 from ..costs import START_S, StageCost
 from ..work import Work
 from .forms import experts_form
+from .passes.conditional_experts import GATHERED
 from .passes.expert_costs import ExpertStack
 from .passes.options import ExpertsForm
 from .profiles import vision_bands
@@ -24,7 +25,7 @@ PROCESS_BYTES = 280_000_000
 BLOCK_BYTES = 14_500_000
 """Of a block of the tower, all of which are one graph; seen: 0.65 to 0.70 GB for 27 blocks."""
 EMBEDDED_FACTOR = 1.15
-"""Weights on their way into a plan, times their size; seen: 1.07 to 1.30."""
+"""Weights on their way into a plan, times their size; seen: 1.03 to 1.31."""
 
 LAYER_CODE_BYTES = 7_000_000
 """A decoder layer's plan without weights; seen: 4.7 to 8.6 MB."""
@@ -35,16 +36,16 @@ BLOCK_CODE_BYTES = 1_700_000
 OTHER_CODE_BYTES = 1_000_000
 """Projector's or head's plan without weights; seen: 0.5 to 2 MB."""
 
-KERNELS_S = 7.0
-"""Compiling our kernels for one GPU, once for all layers; seen: 5 to 10 s."""
+KERNELS_S = 6.0
+"""Compiling our kernels for one GPU, once for all layers; seen: 4 to 8 s."""
 GRAPH_S = 0.2
 """Lowering a graph and finding graphs of its kind."""
 PLAN_S = 2.0
-"""Building a plan but for the tower's; seen: 0.2 to 3.2 s."""
-BLOCK_S = 1.8
-"""Of a block of the tower; seen: 32 to 68 s for 27 blocks."""
+"""Building a plan but for the tower's; seen: 0.1 to 2.7 s."""
+BLOCK_S = 1.5
+"""Of a block of the tower; seen: 20 to 49 s for 27 blocks."""
 EMBEDDED_BYTES_PER_S = 80e6
-"""Weights that go into plans; seen: 74e6 to 140e6."""
+"""Weights that go into plans; seen: 52e6 to 140e6."""
 
 SCORE_BYTES = 4
 """Of a score in fp32; its probability in the base type lies beside it. Seen: 6.1 in 16 bits."""
@@ -264,11 +265,10 @@ def _tower_scratch(work: Work) -> int:
 
 
 def _head_scratch(work: Work) -> int:
-    """Logits of a matrix of codes; a plain one in another order, for a single row."""
+    """Logits of a matrix of codes; of a plain one next to nothing."""
     (matrix,) = (one for one in work.graphs[names.HEAD] if one.part == "head")
-    turned = matrix.count if work.limits.max_slots == 1 else 0
     logits = _max_rows(work) * work.config.decoder.vocab_size
-    return BASE_BYTES[work.recipe.base] * (logits if work.codes_of(matrix) else turned)
+    return BASE_BYTES[work.recipe.base] * logits if work.codes_of(matrix) else 0
 
 
 def _layer_scratch(work: Work, sms: Sequence[int], members: Sequence[Parameter]) -> int:
@@ -307,7 +307,11 @@ def _max_rows(work: Work) -> int:
 def _computed(form: ExpertsForm, work: Work) -> ExpertsForm:
     """Say what a form really is: conditional ones gather only what may be in a branch."""
     codes = work.experts.weights.codes if work.experts else None
-    return "dense" if form == "conditional" and codes not in _IN_BRANCHES else form
+    return (
+        "dense"
+        if form == "conditional" and (codes or "plain") not in GATHERED["external"]
+        else form
+    )
 
 
 def _has_kernels(work: Work, sms: Sequence[int]) -> bool:

@@ -8,6 +8,8 @@ from runtime.config import DecoderConfig
 from ..kernels.compile import COMPILED, FIRST_WITH_FP8
 from ..kernels.ops import grouped_down_op, grouped_up_op, router_op, sort_op
 from ..kernels.specs import ExpertFormat, ExpertSizes, OpSpec
+from .passes.conditional_experts import GATHERED
+from .passes.layer_experts import SMS as MOE_LAYER_SMS
 from .passes.options import ExpertsForm
 
 WITHOUT_KERNELS = ("nvfp4",)
@@ -17,8 +19,9 @@ WITHOUT_KERNELS = ("nvfp4",)
 def experts_form(recipe: Recipe, sms: Sequence[int], *, use_plugins: bool) -> ExpertsForm:
     """Choose our kernels where they exist for the recipe and every GPU, else standard ops.
 
-    Standard ops gather the chosen experts' matrices for few tokens and compute all experts for
-    many: `conditional` reads the fewer bytes of the two.
+    Without kernels, plain numbers on cards with TensorRT's own MoE layer take that; other formats
+    gather the chosen experts' matrices for few tokens and compute all experts for many
+    (`conditional`: the fewer bytes of the two), or always compute all where no branch is possible.
 
     Args:
         recipe: says how experts are stored.
@@ -29,7 +32,11 @@ def experts_form(recipe: Recipe, sms: Sequence[int], *, use_plugins: bool) -> Ex
     codes = part.weights.codes if part else recipe.base
     least = FIRST_WITH_FP8 if codes == "fp8" else min(COMPILED)
     has_kernels = codes not in WITHOUT_KERNELS and all(sm in COMPILED and sm >= least for sm in sms)
-    return "plugin" if use_plugins and has_kernels else "conditional"
+    if use_plugins and has_kernels:
+        return "plugin"
+    if part is None and sms and set(sms) <= set(MOE_LAYER_SMS):
+        return "layer"
+    return "conditional" if (codes if part else "plain") in GATHERED["external"] else "dense"
 
 
 def plugin_ops(config: DecoderConfig, recipe: Recipe) -> list[OpSpec]:

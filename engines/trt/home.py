@@ -137,7 +137,8 @@ class Home:
         """Make a builder configuration for a target, with full fp32 and Polygraphy's profiles.
 
         TensorRT rounds the inputs of fp32 products to TF32 unless told otherwise, and a router that
-        is fp32 chooses experts by small differences.
+        is fp32 chooses experts by small differences. A plan that CUDA graphs are recorded of must
+        allocate nothing while it runs.
 
         Raises:
             polygraphy.exception.PolygraphyException: a profile does not fit the network.
@@ -157,6 +158,8 @@ class Home:
             warnings.simplefilter("ignore", DeprecationWarning)  # it sets an unused timing cache
             config = create(builder, network)
         config.clear_flag(self.trt.BuilderFlag.TF32)
+        if self.name == "rtx":  # only such plans can be recorded
+            config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         return config
 
 

@@ -118,7 +118,7 @@ def head_profiles(width: int, limits: Limits) -> list[Shapes]:
     Logits are asked for one token of each slot or for all tokens of one slot, whichever is more;
     logits of all tokens of all slots would be gigabytes.
     """
-    most = [limits.max_slots, max(limits.max_slots, limits.prefill_chunk)]
+    most = [max(2, limits.max_slots), max(limits.max_slots, limits.prefill_chunk)]
     found: list[Shapes] = []
     for (batch, tokens), rows in zip(_steps(limits), most, strict=False):
         usual = batch[1]
@@ -136,9 +136,13 @@ _Sizes = tuple[int, int, int]
 
 
 def _steps(limits: Limits) -> Iterator[tuple[_Sizes, _Sizes]]:
-    """Give B and S of decoding, then of prefilling if a step may have more than one token."""
+    """Give B and S of decoding, then of prefilling if a step may have more than one token.
+
+    Decoding is never of one row alone: for a fixed row the builder reserves a second copy of plain
+    weights that are inputs (679 MB for a head of the released sizes against 8 MB).
+    """
     slots, chunk = limits.max_slots, limits.prefill_chunk
-    yield (1, slots, slots), (1, 1, 1)
+    yield (1, slots, max(2, slots)), (1, 1, 1)
     if chunk > 1:
         yield (1, 1, slots), (1, chunk, chunk)
 

@@ -1,9 +1,11 @@
 """The profiles of each graph of a job."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import gcd, lcm
 
 from runtime import names
-from runtime.artifact.records import CacheRecord
+from runtime.artifact.records import TYPE_BYTES, CacheRecord
 from runtime.config import KimiVLConfig
 from runtime.engine.trt.contract import cache_names
 from runtime.limits import Limits
@@ -18,8 +20,24 @@ from .profiles import (
     vision_box,
 )
 
+ALIGNMENT_BYTES = 256
+LEAST_STEP = 16
+"""Capacities come in multiples of this, whatever the widths."""
 BAND_WASTE = 4.0
 """How much larger than any image a grid may be that vision's memory is reserved for."""
+
+
+def aligned_limits(limits: Limits, cache: CacheRecord) -> Limits:
+    """Raise the capacity until the cache of every slot begins where TensorRT takes an address.
+
+    Source: `setTensorAddress` in TensorRT's NvInferRuntime.h: 256 bytes.
+    """
+    steps = (
+        ALIGNMENT_BYTES // gcd(ALIGNMENT_BYTES, TYPE_BYTES[one.dtype] * one.width)
+        for one in cache.tensors.values()
+    )
+    step = lcm(LEAST_STEP, *steps)
+    return replace(limits, max_tokens=-(-limits.max_tokens // step) * step)
 
 
 def graph_profiles(

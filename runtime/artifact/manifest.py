@@ -207,5 +207,11 @@ def _from_fields(value: dict[str, Any]) -> Manifest:
         parity={name: record.numbers() for name, record in fields.child("parity").children()},
         calibration=fields.get("calibration", dict),
         prices={name: record.numbers() for name, record in fields.child("prices").children()},
-        devices=fields.get("devices", dict),
+        devices={name: _device(one) for name, one in fields.child("devices").children()},
     )
+
+
+def _device(fields: Fields) -> dict[str, Any]:
+    level = fields.get("level", str)
+    others = {name: fields.get(name, float) for name in fields.value if name != "level"}
+    return {"level": level, **others}

@@ -23,7 +23,7 @@ from .options import WeightsPlace
 from .stored_experts import ExpertsPair, Storage, expert_pairs, unpaired
 
 _IF = "If"
-_GATHERED: dict[WeightsPlace, tuple[Storage, ...]] = {
+GATHERED: dict[WeightsPlace, tuple[Storage, ...]] = {
     "external": ("plain", "int8"),
     "embedded": ("plain",),
 }
@@ -44,7 +44,7 @@ class ConditionalExperts:
 
     def run(self, lowered: Lowered) -> Lowered:
         """Replace each pair; graphs without experts stay as they are."""
-        gathered = _GATHERED[self._weights]
+        gathered = GATHERED[self._weights]
         for pair in expert_pairs(lowered.model):
             if all(one.storage in gathered for one in pair.matrices):
                 _split(lowered.model, pair)

@@ -1,5 +1,6 @@
 """All layers and the head, one after the other on the device; decoding steps are recorded once."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .stage import Stage
 
 WINDOW_STEP = 256
 """Attention reads the cache in multiples of this: each new shape is compiled and recorded."""
-_MAX_RECORDINGS = 64
+_MAX_RECORDINGS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class Decoder:
         self._rows = device.allocate(8 * self._max_rows)
         self._logits = device.allocate(4 * self._max_rows * vocab_size)
         self._recordings: OrderedDict[_Sizes, Handle | None] = OrderedDict()
+        self._records = True
 
     def run(
         self, first_slot: int, hidden: FloatArray, lengths: IntArray, rows: IntArray
@@ -119,28 +121,38 @@ class Decoder:
     def _decode(self, sizes: _Sizes) -> None:
         """Run a step twice, then replay what was recorded behind the second run.
 
-        A recording may not compile or choose kernels, so it follows a run with the same shapes. One
-        run is not enough to be worth it: the last step before a longer window comes once.
+        The first run is in contexts that all steps share: the last step before a longer window
+        comes once. The second is in contexts of its own, which compile and choose kernels there,
+        since a recording may not.
         """
         recording = self._recordings.get(sizes)
         if recording is not None:
             self._recordings.move_to_end(sizes)
             self._device.replay(recording)
-            return
-        self._enqueue(sizes)
-        if sizes in self._recordings:
-            self._recordings[sizes] = self._device.record(lambda: self._enqueue(sizes))
-            return
-        self._recordings[sizes] = None
-        if len(self._recordings) > _MAX_RECORDINGS:
-            self._forget_oldest()
+        elif sizes in self._recordings and self._records:
+            self._enqueue(sizes, owner=sizes)
+            self._records = self._can_be_recorded(sizes)
+            if self._records:
+                again = functools.partial(self._enqueue, sizes, owner=sizes)
+                self._recordings[sizes] = self._device.record(again)
+        else:
+            self._enqueue(sizes)
+            self._recordings[sizes] = None
+            if len(self._recordings) > _MAX_RECORDINGS:
+                self._forget_oldest()
+
+    def _can_be_recorded(self, sizes: _Sizes) -> bool:
+        stages = [*(group.stage for group in self._groups), self._head]
+        return all(stage.plan.can_be_recorded(sizes) for stage in stages)
 
     def _forget_oldest(self) -> None:
-        _, recording = self._recordings.popitem(last=False)
+        sizes, recording = self._recordings.popitem(last=False)
         if recording is not None:
             self._device.forget(recording)
+        for stage in (*(group.stage for group in self._groups), self._head):
+            stage.plan.forget(sizes)
 
-    def _enqueue(self, sizes: _Sizes) -> None:
+    def _enqueue(self, sizes: _Sizes, owner: _Sizes | None = None) -> None:
         """Ask for all layers, then for the head if logits are wanted."""
         hidden = (sizes.batch, sizes.tokens, self._width)
         source, target = self._hidden
@@ -160,10 +172,10 @@ class Decoder:
                 **cache,
                 **{names.output_of(one): address for one, address in cache.items()},
             }
-            group.stage.enqueue(shapes, addresses)
+            group.stage.enqueue(shapes, addresses, owner)
             source, target = target, source
         if sizes.rows:
-            self._enqueue_head(sizes.batch, sizes.tokens, sizes.rows)
+            self._enqueue_head(sizes.batch, sizes.tokens, sizes.rows, owner)
 
     def _cache_of(self, group: LayerGroup, first_slot: int) -> dict[str, int]:
         """Give the addresses of all cache tensors of a group, as its plan calls them."""
@@ -174,11 +186,13 @@ class Decoder:
                 found[names_here[name]] = address
         return found
 
-    def _enqueue_head(self, batch: int, tokens: int, num_rows: int) -> None:
+    def _enqueue_head(
+        self, batch: int, tokens: int, num_rows: int, owner: _Sizes | None = None
+    ) -> None:
         last = self._hidden[len(self._groups) % 2]
         shapes = {names.HIDDEN: (batch, tokens, self._width), names.ROWS: (num_rows,)}
         addresses = {names.HIDDEN: last, names.ROWS: self._rows, names.LOGITS: self._logits}
-        self._head.enqueue(shapes, addresses)
+        self._head.enqueue(shapes, addresses, owner)
 
     def _write_rows(self, rows: IntArray) -> None:
         self._device.write(self._rows, to_stored(rows, self._head.plan.dtype(names.ROWS)))

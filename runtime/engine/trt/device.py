@@ -4,13 +4,15 @@ Source: CUDA Driver API 12 and 13 (`cuda.h`): memory management, stream capture,
 """
 
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from ...cuda import OUT_OF_MEMORY, Cuda, CudaError
-from ...errors import CapacityError
+from ...errors import CapacityError, UnsupportedError
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 """Of CUdevice_attribute."""
@@ -31,8 +33,11 @@ class Device(Protocol):
     """Compute capability, as in 89."""
     stream: Handle
 
+    def active(self) -> AbstractContextManager[None]:
+        """Give one thread after the other the device."""
+
     def allocate(self, size_bytes: int) -> int:
-        """Reserve memory and give its address.
+        """Reserve memory and give its address, a multiple of 256.
 
         Raises:
             CapacityError: there is not that much.
@@ -67,12 +72,23 @@ class CudaDevice:
     """The first GPU that this process sees."""
 
     def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
+        """Take the GPU.
+
+        Raises:
+            UnsupportedError: there is none that can be used.
+        """
+        self._cuda, self._lock = cuda, threading.RLock()
+        try:
+            self._open(cuda)
+        except CudaError as error:
+            raise UnsupportedError(f"no GPU that can be used: {error}") from error
+
+    def _open(self, cuda: Cuda) -> None:
         cuda.call("cuInit", ctypes.c_uint(0))
-        device, context = ctypes.c_int(), ctypes.c_void_p()
+        device, self._context = ctypes.c_int(), ctypes.c_void_p()
         cuda.call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
-        cuda.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        cuda.call("cuCtxSetCurrent", context)
+        cuda.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        cuda.call("cuCtxSetCurrent", self._context)
         name = ctypes.create_string_buffer(_NAME_BYTES)
         cuda.call("cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), device)
         self.name = name.value.decode()
@@ -82,8 +98,15 @@ class CudaDevice:
         cuda.call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
         self.stream: Handle = stream.value or 0
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Give one thread after the other the device: a context is current in one thread."""
+        with self._lock:
+            self._cuda.call("cuCtxSetCurrent", self._context)
+            yield
+
     def allocate(self, size_bytes: int) -> int:
-        """Reserve memory and give its address."""
+        """Reserve memory and give its address; the driver aligns to 256 bytes at least."""
         address = ctypes.c_uint64()
         try:
             self._cuda.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size_bytes))
@@ -105,10 +128,11 @@ class CudaDevice:
         self._cuda.call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def write(self, address: int, values: NDArray[Any]) -> None:
-        """Copy a contiguous array to the device; pageable memory is staged before this returns."""
+        """Copy a contiguous array to the device, and wait: not all drivers stage what they read."""
         host = ctypes.c_void_p(values.ctypes.data)
         size = ctypes.c_size_t(values.nbytes)
         self._cuda.call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), host, size, self._stream)
+        self._cuda.call("cuStreamSynchronize", self._stream)
 
     def read(self, address: int, values: NDArray[Any]) -> None:
         """Fill a contiguous array from the device, when all work before is done."""

@@ -60,7 +60,7 @@ class TensorRTEngine:
         self._table = EmbeddingTable(artifact)
         self._table_size = config.vision.table_height, config.vision.table_width
         loaded = _load_plans(artifact, plans, trt, device)
-        check_plans(str(artifact.folder), loaded, plans, record.cache)
+        check_plans(str(artifact.folder), loaded, plans, record, config)
         stages = _make_stages(artifact, loaded, plans, device)
         layers = [names.layer_name(layer) for layer in artifact.manifest.layers]
         self._vision, self._projector = stages[names.VISION], stages[names.PROJECTOR]
@@ -89,13 +89,14 @@ class TensorRTEngine:
         """Turn one image into its rows of the prompt, (M, C)."""
         grid, (rows, columns) = image.grid, self._table_size
         check_grid(grid, self._limits)
-        given = {
+        given: dict[str, FloatArray] = {
             names.PATCHES: image.patches,
             names.ROW_WEIGHTS: position_weights(grid.h, rows),
             names.COLUMN_WEIGHTS: position_weights(grid.w, columns),
         }
-        (merged,) = self._vision.run(given, [image.num_tokens])
-        (features,) = self._projector.run({names.MERGED: merged}, [image.num_tokens])
+        with self._device.active():
+            (merged,) = self._vision.run(given, [image.num_tokens])
+            (features,) = self._projector.run({names.MERGED: merged}, [image.num_tokens])
         check_finite(features, "the vision encoder")
         return features
 
@@ -108,6 +109,12 @@ class TensorRTEngine:
     ) -> FloatArray:
         """Append S tokens to each of B slots and return the logits of chosen tokens (N, V)."""
         check_step(slots, hidden, lengths, self._limits)
+        with self._device.active():
+            return self._step(slots, hidden, lengths, rows)
+
+    def _step(
+        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> FloatArray:
         logits = np.empty((len(rows), self._table.vocab_size), dtype=np.float32)
         for piece in cut_step(slots, hidden.shape[1], rows, self._limits.prefill_chunk):
             given = hidden[piece.batch, piece.tokens]
@@ -123,7 +130,8 @@ class TensorRTEngine:
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` cached tokens of one slot to another."""
-        self._cache.copy_prefix(source, target, length)
+        with self._device.active():
+            self._cache.copy_prefix(source, target, length)
 
 
 def _plans(artifact: Artifact, record: TargetRecord, target: str) -> PlansRecord:

@@ -44,8 +44,9 @@ def check_device(record: PlansRecord, device: Device) -> None:
         UnsupportedError: it is none of them.
     """
     if f"sm{device.sm}" not in record.sms:
+        target = f"rtx:sm{device.sm}" if record.package == "tensorrt_rtx" else "trt, here"
         problem = (
             f"the plans were built for {' and '.join(record.sms)}, {device.name} is sm{device.sm}; "
-            f"build them for rtx:sm{device.sm}"
+            f"build them for {target}"
         )
         raise UnsupportedError(describe_problems(_NAMES[record.package], [problem]))

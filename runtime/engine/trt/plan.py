@@ -1,6 +1,11 @@
-"""One deserialised plan: its profiles, its contexts, its inputs and outputs by name."""
+"""One deserialised plan: its profiles, its contexts, its inputs and outputs by name.
 
-from collections.abc import Mapping, Sequence
+Source: `ICudaEngine`, `IExecutionContext` in the Python API of TensorRT 11 and TensorRT-RTX 1.7;
+their guides on CUDA graphs: one context for each recording, memory shared between contexts.
+"""
+
+import functools
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +25,11 @@ class _Range(NamedTuple):
 
     def holds(self, shape: Shape) -> bool:
         return all(a <= size <= b for a, size, b in zip(self.least, shape, self.most, strict=True))
+
+
+class _ContextKey(NamedTuple):
+    profile: int
+    owner: Hashable
 
 
 class Plan:
@@ -44,8 +54,8 @@ class Plan:
         if engine is None:
             raise ArtifactError(f"{where}: TensorRT does not load this plan; build it again")
         self._engine: api.ICudaEngine = engine
-        self._contexts: dict[int, api.IExecutionContext] = {}
-        self._shapes: dict[int, Mapping[str, Shape]] = {}
+        self._contexts: dict[_ContextKey, api.IExecutionContext] = {}
+        self._shapes: dict[_ContextKey, Mapping[str, Shape]] = {}
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -73,7 +83,11 @@ class Plan:
         return max(sizes, default=0)
 
     def enqueue(
-        self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], scratch: int
+        self,
+        shapes: Mapping[str, Shape],
+        addresses: Mapping[str, int],
+        scratch: int,
+        owner: Hashable = None,
     ) -> None:
         """Ask the device to run the plan.
 
@@ -81,28 +95,50 @@ class Plan:
             shapes: of every input with free sizes.
             addresses: of every input and output, in the device's memory.
             scratch: `scratch_bytes` of memory.
+            owner: who has a context of its own for these shapes, because it records what is asked
+                for: a recording is of a context, which must not change behind it. None shares one.
 
         Raises:
             CapacityError: no profile holds these shapes.
         """
-        profile = self._profile_for(shapes)
-        context = self._context(profile, scratch)
-        if self._shapes.get(profile) != shapes:
+        key = _ContextKey(self._profile_for(shapes), owner)
+        context = self._context(key, scratch)
+        if self._shapes.get(key) != shapes:
             for name, shape in shapes.items():
                 self._must(context.set_input_shape(name, shape), f"the shape {shape} of {name}")
-            self._shapes[profile] = dict(shapes)
+            self._shapes[key] = dict(shapes)
         for name in (*self.inputs, *self.outputs):
             self._must(context.set_tensor_address(name, addresses[name]), f"an address of {name}")
         self._must(context.execute_async_v3(self._device.stream), "the work")
 
     def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
         for number, ranges in enumerate(self._profiles):
-            if all(ranges[name].holds(shape) for name, shape in shapes.items()):
+            if all(self._range_of(ranges, name).holds(one) for name, one in shapes.items()):
                 return number
         wanted = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise CapacityError(
             f"{self.where}: no profile holds {wanted}; build the target with larger limits"
         )
+
+    def can_be_recorded(self, owner: Hashable) -> bool:
+        """Tell whether the contexts of an owner may run while the device records."""
+        stream = self._device.stream
+        return all(
+            context.is_stream_capturable(stream)
+            for key, context in self._contexts.items()
+            if key.owner == owner
+        )
+
+    def forget(self, owner: Hashable) -> None:
+        """Give the contexts of an owner back."""
+        for key in [key for key in self._contexts if key.owner == owner]:
+            del self._contexts[key]
+            del self._shapes[key]
+
+    def _range_of(self, ranges: Mapping[str, "_Range"], name: str) -> "_Range":
+        """Give what an input may be; one that no profile names has fixed sizes."""
+        fixed = self.shape(name)
+        return ranges.get(name, _Range(fixed, fixed))
 
     @cached_property
     def _profiles(self) -> Sequence[Mapping[str, _Range]]:
@@ -116,17 +152,33 @@ class Plan:
         least, _, most = self._engine.get_tensor_profile_shape(name, profile)
         return _Range(tuple(least), tuple(most))
 
-    def _context(self, profile: int, scratch: int) -> "api.IExecutionContext":
-        """Make the context of a profile once; it stays with it."""
-        if profile not in self._contexts:
-            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = self._engine.create_execution_context(strategy)
+    def _context(self, key: "_ContextKey", scratch: int) -> "api.IExecutionContext":
+        """Make a context once; it stays with its profile."""
+        if key not in self._contexts:
+            context = self._engine.create_execution_context(self._settings(key.owner is not None))
             self._must(context is not None, "a context")
             stream = self._device.stream
-            self._must(context.set_optimization_profile_async(profile, stream), "a profile")
+            self._must(context.set_optimization_profile_async(key.profile, stream), "a profile")
             context.set_device_memory(scratch, self.scratch_bytes)
-            self._contexts[profile] = context
-        return self._contexts[profile]
+            self._contexts[key] = context
+        return self._contexts[key]
+
+    def _settings(
+        self, is_recorded: bool
+    ) -> "api.IRuntimeConfig | api.ExecutionContextAllocationStrategy":
+        """Say how a context gets memory and kernels.
+
+        TensorRT-RTX compiles kernels for new shapes in the background and meanwhile runs others; a
+        recording would keep those. So what is recorded waits for its own.
+        """
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not is_recorded or not hasattr(self._engine, "create_runtime_config"):
+            return strategy
+        settings = self._engine.create_runtime_config()
+        settings.set_execution_context_allocation_strategy(strategy)
+        eager = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        settings.dynamic_shapes_kernel_specialization_strategy = eager
+        return settings
 
     def _names(self, mode: "api.TensorIOMode") -> tuple[str, ...]:
         count = self._engine.num_io_tensors
@@ -138,5 +190,6 @@ class Plan:
             raise RuntimeError(f"{self.where}: TensorRT refused {what}")
 
 
+@functools.cache  # TensorRT keeps the first logger that it sees, and never lets go
 def _logger(trt: ModuleType) -> "api.ILogger":
     return trt.Logger(trt.Logger.ERROR)

@@ -1,6 +1,6 @@
 """One graph on the device: a plan that others may share, and the weights of this one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,17 @@ class Stage:
         self._weights, self._scratch, self._device = weights, scratch, device
         self._buffers: dict[str, tuple[int, int]] = {}
 
-    def enqueue(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
-        """Ask the device to run the graph; weights are bound beside what is given."""
-        self.plan.enqueue(shapes, {**self._weights, **addresses}, self._scratch)
+    def enqueue(
+        self,
+        shapes: Mapping[str, Shape],
+        addresses: Mapping[str, int],
+        owner: Hashable = None,
+    ) -> None:
+        """Ask the device to run the graph; weights are bound beside what is given.
+
+        `owner` as in `Plan.enqueue`.
+        """
+        self.plan.enqueue(shapes, {**self._weights, **addresses}, self._scratch, owner)
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], first_sizes: Sequence[int]

@@ -1,5 +1,7 @@
 """Which experts a build gets; quick plugins in the place of plugins that carry their kernels."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from engines.build import check_build
 from engines.job import load_graph
+from engines.kernels.compile import compile_kernel
 from engines.kernels.quick_plugins import quick_name
 from engines.lowering import lower
 from engines.options import BuildOptions, PlanOptions
@@ -16,11 +19,14 @@ from engines.trt.forms import experts_form, plugin_ops
 from engines.trt.passes import LoweringOptions, passes
 from engines.trt.passes.external_weights import ExternalWeights
 from engines.trt.passes.quick_nodes import QuickNodes
+from engines.trt.shapes import aligned_limits
 from examples.nano.score import HERE
 from export.checkpoint.reader import Checkpoint
 from export.recipe.reading import load_recipe, parse_recipe
 from export.stage import ExportOptions, export_checkpoint
-from runtime.errors import UnsupportedError
+from runtime.artifact.records import CacheRecord, CacheTensor
+from runtime.errors import InputError, UnsupportedError
+from runtime.limits import Limits
 
 
 @pytest.mark.parametrize(
@@ -31,8 +37,11 @@ from runtime.errors import UnsupportedError
         ("fp16", (75, 89), True, "conditional"),
         ("int4", (80,), True, "plugin"),
         ("fp8", (89,), True, "plugin"),
-        ("fp8", (86, 89), True, "conditional"),
-        ("nvfp4", (120,), True, "conditional"),
+        ("fp8", (86, 89), True, "dense"),
+        ("nvfp4", (120,), True, "dense"),
+        ("int8", (89,), False, "conditional"),
+        ("bf16", (100,), False, "layer"),
+        ("bf16", (100, 120), False, "conditional"),
     ],
 )
 def test_kernels_are_taken_where_all_cards_have_them(
@@ -90,15 +99,54 @@ def test_plugins_of_another_model_are_not_renamed(lowered: Path) -> None:
         lower(model, [QuickNodes([])])
 
 
-@pytest.mark.parametrize(("target", "weights"), [("rtx:sm89", "external"), ("trt", "embedded")])
-def test_quick_plugins_are_refused_where_there_are_none(
-    target: str, weights: str, lowered: Path
+@pytest.mark.parametrize(
+    ("target", "plans", "message"),
+    [
+        ("rtx:sm89", PlanOptions(use_quick_plugins=True), "--quick-plugins is for target trt with"),
+        (
+            "trt",
+            PlanOptions(use_quick_plugins=True, weights="embedded"),
+            "--quick-plugins is for target trt with --weights external",
+        ),
+        ("trt", PlanOptions(use_quick_plugins=True, use_plugins=False), "contradict each other"),
+        (
+            "rtx:sm89",
+            PlanOptions(weights="embedded", layers_per_engine=2),
+            "--layers-per-engine needs --weights external",
+        ),
+        ("cpu", PlanOptions(weights="embedded"), "target cpu has no plans"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    target: str, plans: PlanOptions, message: str, lowered: Path
 ) -> None:
-    plans = PlanOptions(use_quick_plugins=True, weights=weights)  # type: ignore[arg-type]
     options = BuildOptions(max_tokens=64, plans=plans)
     config = Checkpoint.open(HERE / "checkpoint").config
-    with pytest.raises(UnsupportedError, match="--quick-plugins is for target trt with"):
+    with pytest.raises(InputError, match=message):
         check_build(target, options, config, lowered.parent / "model", load_recipe("fp16"))
+
+
+def test_without_what_compiles_them_kernels_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "engines.kernels.triton_api", None)
+    config = Checkpoint.open(HERE / "checkpoint").config.decoder
+    op = plugin_ops(replace(config, width=config.width + 16), load_recipe("fp16"))[1]
+    kernel = replace(op.variants[0].kernel, num_warps=2)  # one that nothing has compiled yet
+    with pytest.raises(UnsupportedError, match=r"triton, .* is not installed .* --no-plugins"):
+        compile_kernel(kernel, 89)
+
+
+def test_a_capacity_is_raised_until_every_slot_begins_at_an_address() -> None:
+    limits = Limits(
+        max_tokens=523, max_input_tokens=500, max_slots=3, max_patches=64, prefill_chunk=8
+    )
+    cases = [(144, "float16", 528), (576, "bfloat16", 528), (129, "float16", 640)]
+    for width, dtype, expected in cases:
+        cache = CacheRecord(tensors={"cache": CacheTensor(dtype=dtype, width=width)})
+        found = aligned_limits(limits, cache)
+        assert found == replace(limits, max_tokens=expected)
+        assert expected * width * 2 % 256 == 0
 
 
 def test_ops_follow_the_recipe_of_the_experts() -> None:

@@ -177,7 +177,7 @@ def test_without_plugins_no_plan_names_one(neutral: Path, built: Path, tmp_path:
         ("rtx:sm120+sm89", "fp16", "target 'rtx:sm120\\+sm89': write it 'rtx:sm89\\+sm120'"),
         ("rtx:sm89+sm89", "fp16", "sm89 is named twice"),
         ("rtx:sm75", "bf16", "rtx:sm75 has no bf16"),
-        ("tpu", "fp16", "target 'tpu' is not one of TensorRT"),
+        ("tpu", "fp16", "target 'tpu': known ones are cpu, rtx:sm75"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_built(

@@ -1,5 +1,6 @@
 """The CUDA device on a driver library that writes down what it is asked."""
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -8,7 +9,7 @@ import pytest
 
 from runtime.cuda import Cuda, CudaError
 from runtime.engine.trt.device import CudaDevice
-from runtime.errors import CapacityError
+from runtime.errors import CapacityError, UnsupportedError
 
 Argument = Any  # a ctypes value or array
 
@@ -110,6 +111,7 @@ def test_copies_go_to_the_stream_in_the_order_of_the_driver(
     device.clear(0x7100, 24)
     assert library.calls == [
         ("cuMemcpyHtoDAsync_v2", (0x7000, place, 24, 5)),
+        ("cuStreamSynchronize", (5,)),
         ("cuMemcpyDtoHAsync_v2", (place, 0x7000, 24, 5)),
         ("cuStreamSynchronize", (5,)),
         ("cuMemcpyDtoDAsync_v2", (0x7100, 0x7000, 24, 5)),
@@ -161,3 +163,27 @@ def test_a_failed_call_is_named_with_the_drivers_words(
     library.failing = "cuGraphLaunch"
     with pytest.raises(CudaError, match="cuGraphLaunch: CUDA error 700: error 700"):
         device.replay(1)
+
+
+def test_a_driver_without_a_gpu_says_so_in_one_line(library: FakeLibrary) -> None:
+    library.failing = "cuInit"
+    with pytest.raises(UnsupportedError, match="no GPU that can be used: cuInit: CUDA error 700"):
+        CudaDevice(Cuda(library))
+
+
+def test_a_driver_that_is_too_old_says_what_it_lacks() -> None:
+    with pytest.raises(UnsupportedError, match=r"cuInit: .* this driver is too old"):
+        CudaDevice(Cuda(object()))  # type: ignore[arg-type]  # a library without functions
+
+
+def test_the_context_is_current_in_the_thread_that_works(
+    device: CudaDevice, library: FakeLibrary
+) -> None:
+    def work() -> None:
+        with device.active():
+            device.copy(1, 2, 3)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert names(library) == ["cuCtxSetCurrent", "cuMemcpyDtoDAsync_v2"]

@@ -14,7 +14,7 @@ import pytest
 from calibration.data.examples import load_examples
 from calibration.evaluate import evaluate
 from engines.build import build_target
-from engines.options import PlanOptions
+from engines.options import BuildOptions, PlanOptions
 from examples.nano.score import HERE
 from runtime import Session
 from runtime.artifact.folder import Artifact
@@ -152,7 +152,7 @@ def test_weights_of_the_layers_that_share_a_plan_lie_on_the_device_once(
     record = Artifact.open(built).target(TARGET).plans
     assert record is not None
     bound = {weight for one in record.engines.values() for weight in one.weights.values()}
-    sizes = [len(block) for block in device.blocks.values()]
+    sizes = [block.size_bytes for block in device.blocks.values()]
     for weight in bound:
         assert weight.length in sizes
     assert sum(weight.length for weight in bound) < sum(sizes)
@@ -178,3 +178,44 @@ def test_layers_that_one_plan_runs_give_what_each_alone_gives(
     for length in range(21, 24):  # a run, a recording, a replay
         last = ids_of(1, seed=length)
         assert_close(feed(engine, [1], [last], [length]), feed(truth, [1], [last], [length]))
+
+
+@pytest.fixture(scope="module")
+def odd(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Limits that are no multiples of anything, and room for three windows."""
+    folder = shutil.copytree(built, tmp_path_factory.mktemp("odd") / "artifact")
+    sizes = BuildOptions(max_tokens=523, max_slots=3, prefill_chunk=37)
+    build_target(folder, "cpu", sizes)
+    build_target(folder, TARGET, sizes)
+    return folder
+
+
+def test_recordings_of_two_windows_and_of_other_slots_do_not_disturb_each_other(odd: Path) -> None:
+    artifact, device = Artifact.open(odd), HostDevice()
+    assert artifact.target(TARGET).limits.max_tokens == 528  # slots begin at multiples of 256 bytes
+    engine, truth = make_engine(odd, device), OnnxEngine(artifact, num_threads=1)
+    texts = {0: ids_of(251, seed=70), 1: ids_of(300, seed=71), 2: ids_of(40, seed=72)}
+    for slot, ids in texts.items():
+        for one in (engine, truth):
+            feed(one, [slot], [ids], [0])
+    lengths = {slot: len(ids) for slot, ids in texts.items()}
+    for turn in range(9):  # slot 0 goes from the first window to the second
+        slot = turn % 3
+        for slots in ([slot], [0, 1, 2]):
+            last = [ids_of(1, seed=80 + turn) for _ in slots]
+            before = [lengths[each] for each in slots]
+            found, expected = (feed(one, slots, last, before) for one in (engine, truth))
+            assert_close(found, expected)
+            for each in slots:
+                lengths[each] += 1
+    assert device.replays > 4
+
+
+def test_what_cannot_be_recorded_runs_all_the_same(odd: Path) -> None:
+    device = HostDevice()
+    device.can_record = False
+    engine, truth = make_engine(odd, device), OnnxEngine(Artifact.open(odd), num_threads=1)
+    for length in range(4):
+        last = ids_of(1, seed=90 + length)
+        assert_close(feed(engine, [2], [last], [length]), feed(truth, [2], [last], [length]))
+    assert device.replays == 0
