@@ -4,7 +4,7 @@ For benchmarks of what does not depend on values. But TensorRT refuses scales th
 where it sees them, and keeps equal weights once: scales are 1 and more, and tensors differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +35,28 @@ class HollowGraphs:
         """Layers of the decoder."""
         return self._checkpoint.config.decoder.num_layers
 
-    def write(self, recipe: "Recipe", layers: Sequence[int], folder: Path) -> tuple[str, ...]:
-        """Write all graphs of a recipe, as the export does; give their names."""
+    def write(
+        self,
+        recipe: "Recipe",
+        layers: Sequence[int],
+        folder: Path,
+        only: Collection[str] | None = None,
+    ) -> tuple[str, ...]:
+        """Write the graphs of a recipe, as the export does; give their names.
+
+        Args:
+            recipe: formats of the parts.
+            layers: decoder layers.
+            folder: gets them.
+            only: names of the graphs to write; None: all.
+        """
         from export.graphs import DTYPES, plan_graphs
 
         (folder / "weights").mkdir(parents=True)
         config, dtype = self._checkpoint.config, DTYPES[recipe.base]
         quantised: dict[str, ir.Model] = {}
-        plans = plan_graphs(config, dtype, layers, taps=False)
+        every = plan_graphs(config, dtype, layers, taps=False)
+        plans = [plan for plan in every if only is None or plan.name in only]
         for plan in plans:
             self._write_graph(plan, recipe, folder, quantised)
         return tuple(plan.name for plan in plans)
