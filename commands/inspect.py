@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.artifact.manifest import FILE_NAME, Manifest
-from runtime.artifact.records import TargetRecord
+from runtime.artifact.records import PlansRecord, TargetRecord
 from runtime.files import sha256_of
 
 from . import options, output, summary
@@ -61,6 +61,16 @@ def _print_head(folder: Path, manifest: Manifest, sha256: str) -> None:
     output.facts(manifest.versions, as_json=False)
 
 
+def _plans(plans: PlansRecord) -> dict[str, Any]:
+    """Name what runs a target of TensorRT."""
+    return {
+        "plans": len({one.path for one in plans.engines.values()}),
+        "built_with": f"{plans.package} {plans.version}",
+        "built_for": list(plans.sms),
+        "wanted_precision": plans.wanted_precision,
+    }
+
+
 def _print_target(manifest: Manifest, name: str, target: TargetRecord) -> None:
     cache = cache_bytes(manifest, name)
     output.heading(f"target {name}")
@@ -70,6 +80,8 @@ def _print_target(manifest: Manifest, name: str, target: TargetRecord) -> None:
         "cache_of_a_slot_bytes": cache["slot_bytes"],
         "cache_of_all_slots_bytes": cache["total_bytes"],
         "passes": list(target.passes),
+        **(_plans(target.plans) if target.plans else {}),
+        **manifest.devices.get(name, {}),
     }
     output.facts(values, as_json=False)
 

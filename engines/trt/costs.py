@@ -36,14 +36,14 @@ BLOCK_CODE_BYTES = 1_700_000
 OTHER_CODE_BYTES = 1_000_000
 """Projector's or head's plan without weights; seen: 0.5 to 2 MB."""
 
-KERNELS_S = 6.0
-"""Compiling our kernels for one GPU, once for all layers; seen: 4 to 8 s."""
+KERNELS_S = 5.0
+"""Compiling our kernels for one GPU, once for all layers; seen: 3 to 8 s."""
 GRAPH_S = 0.2
 """Lowering a graph and finding graphs of its kind."""
 PLAN_S = 2.0
 """Building a plan but for the tower's; seen: 0.1 to 2.7 s."""
-BLOCK_S = 1.5
-"""Of a block of the tower; seen: 20 to 49 s for 27 blocks."""
+BLOCK_S = 1.0
+"""Of a block of the tower; seen: 22 to 40 s for 27 blocks."""
 EMBEDDED_BYTES_PER_S = 80e6
 """Weights that go into plans; seen: 52e6 to 140e6."""
 

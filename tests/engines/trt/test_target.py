@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from calibration.verify import verify_artifact
 from engines.build import build_target, check_build
@@ -18,6 +19,7 @@ from runtime import files
 from runtime.artifact.folder import Artifact
 from runtime.artifact.records import TargetRecord
 from runtime.errors import GateError, UnsupportedError
+from tool import app
 
 from .plan_header import read_header
 
@@ -205,3 +207,11 @@ def test_a_plan_in_another_precision_fails_the_build(
     with pytest.raises(GateError, match="of the multiply-adds are in the wanted precision"):
         build_target(folder, "rtx:sm89", SIZES)
     assert Artifact.open(folder).manifest.targets == {}
+
+
+def test_inspect_names_what_plans_were_built_with_and_for(built: Path) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(built)])
+    assert done.exit_code == 0, done.output
+    lines = [" ".join(line.split()) for line in done.output.splitlines()]
+    version = record_of(built).plans.version  # type: ignore[union-attr]  # it has plans
+    assert {"plans 5", f"built with tensorrt_rtx {version}", "built for sm89, sm120"} <= set(lines)
