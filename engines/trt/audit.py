@@ -20,7 +20,7 @@ from export.recipe.recipe import Recipe
 from export.recipe.sizes import Parameter, recipe_of
 from runtime.errors import GateError, describe_problems
 
-from .builder import PlanRecord
+from .builder import BuiltPlan
 from .facts import NODE_PATH, Facts, node_path
 from .home import Home
 from .network import ParsedNetwork
@@ -90,7 +90,7 @@ class Audit:
 
 def audit_plan(
     parsed: ParsedNetwork,
-    plan: PlanRecord,
+    plan: BuiltPlan,
     usual: Mapping[str, tuple[int, ...]],
     weight_inputs: Collection[str] = (),
 ) -> Audit:
@@ -175,12 +175,12 @@ def check_audit(audit: Audit, wanted: Wanted, least: float) -> None:
         raise GateError(describe_problems(where, problems))
 
 
-def judges_size(facts: Facts, plan: PlanRecord) -> bool:
+def judges_size(facts: Facts, plan: BuiltPlan) -> bool:
     """Tell whether weights are large enough to be seen beside a plan's kernels."""
     return _weights_bytes(facts) > _kernels_bytes(plan)
 
 
-def size_contradictions(facts: Facts, plan: PlanRecord) -> Iterator[str]:
+def size_contradictions(facts: Facts, plan: BuiltPlan) -> Iterator[str]:
     """Compare a plan's size with its weights, which it may hold once for each profile."""
     weights = _weights_bytes(facts)
     most = weights * max(1, plan.num_profiles) + _kernels_bytes(plan)
@@ -196,7 +196,7 @@ def _weights_bytes(facts: Facts) -> int:
     return sum(one.size_bytes for one in facts.constants)
 
 
-def _kernels_bytes(plan: PlanRecord) -> int:
+def _kernels_bytes(plan: BuiltPlan) -> int:
     return KERNELS_BYTES * max(1, plan.num_profiles)
 
 

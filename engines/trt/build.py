@@ -4,6 +4,7 @@ Weights are inputs of a plan, so that all layers of a kind share one (`--weights
 lie in it, and every graph has its own (`embedded`).
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -74,8 +75,13 @@ class TensorRTBuild:
 
     def _our_versions(self) -> list[str]:
         """Versions of this toolkit, and of what compiles kernels where there are some."""
-        compiles = PluginExperts.name in self._names
-        return [__version__, *([importlib.metadata.version("triton")] if compiles else [])]
+        found = [__version__]
+        if PluginExperts.name in self._names:
+            with contextlib.suppress(
+                importlib.metadata.PackageNotFoundError
+            ):  # told when compiling
+                found.append(importlib.metadata.version("triton"))
+        return found
 
     @cached_property
     def target(self) -> BuildTarget:

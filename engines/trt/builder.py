@@ -55,7 +55,7 @@ _MEMORY = re.compile(r"(Weights|Activation) Memory: (\d+) bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRecord:
+class BuiltPlan:
     """A plan on disk and how it came about."""
 
     path: Path
@@ -84,7 +84,7 @@ def build_plan(
     profiles: Sequence[Shapes],
     path: Path,
     progress: Progress = silent,
-) -> PlanRecord:
+) -> BuiltPlan:
     """Build a plan and write it as a whole.
 
     Args:
@@ -112,7 +112,7 @@ def build_plan(
         if problems:
             raise UnsupportedError(describe_problems(_where(parsed, target), problems))
     memory, said = _memory(messages), (*parsed.messages, *messages)
-    return PlanRecord(
+    return BuiltPlan(
         path=path,
         size_bytes=state.size_bytes,
         sha256=state.digest.hexdigest(),

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from .audit import Audit, Wanted
-from .builder import PlanRecord
+from .builder import BuiltPlan
 from .profiles import ShapeRange, Shapes
 
 
 def plan_report(
-    plan: PlanRecord,
+    plan: BuiltPlan,
     audit: Audit,
     wanted: Wanted,
     profiles: Sequence[Shapes],

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from engines.trt.builder import PlanRecord, build_plan
+from engines.trt.builder import BuiltPlan, build_plan
 from engines.trt.home import Home
 from engines.trt.network import parse_network
 from engines.trt.profiles import ShapeRange, Shapes
@@ -45,7 +45,7 @@ def narrow(name: str, kind: int, values: NDArray[Any]) -> TensorProto:
 
 def build(
     home: Home, graph: Path, target: str = "rtx:sm89", profiles: Sequence[Shapes] | None = None
-) -> PlanRecord:
+) -> BuiltPlan:
     """Parse and build; the plan goes beside the graph."""
     parsed = parse_network(home, graph)
     given = ROWS if profiles is None else profiles

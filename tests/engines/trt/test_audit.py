@@ -21,7 +21,7 @@ from engines.trt.audit import (
     types_by_node,
     wanted_by,
 )
-from engines.trt.builder import PlanRecord, build_plan
+from engines.trt.builder import BuiltPlan, build_plan
 from engines.trt.facts import Facts, Layer, Tensor
 from engines.trt.home import Home
 from engines.trt.network import parse_network
@@ -108,8 +108,8 @@ def facts_with(weights_bytes: int) -> Facts:
     return Facts(inputs=(), outputs=(), layers=(layer,))
 
 
-def plan_of(size_bytes: int, num_profiles: int) -> PlanRecord:
-    return PlanRecord(
+def plan_of(size_bytes: int, num_profiles: int) -> BuiltPlan:
+    return BuiltPlan(
         path=Path("x.plan"),
         size_bytes=size_bytes,
         sha256="",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.trt.builder import PlanRecord, build_plan
+from engines.trt.builder import BuiltPlan, build_plan
 from engines.trt.home import Home
 from engines.trt.network import parse_network
 from engines.trt.profiles import ShapeRange
@@ -269,7 +269,7 @@ def test_a_limit_on_files_leaves_no_half_a_plan(home: Home, tmp_path: Path) -> N
 
 def test_one_network_builds_for_several_targets_in_turn(home: Home, tmp_path: Path) -> None:
     parsed = parse_network(home, fp8(tmp_path))
-    plans: list[PlanRecord] = [
+    plans: list[BuiltPlan] = [
         build_plan(parsed, parse_target(target), ROWS, tmp_path / f"{index}.plan")
         for index, target in enumerate(("rtx:sm89", "rtx:sm120", "rtx:sm89"))
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from engines.trt.builder import PlanRecord, build_plan
+from engines.trt.builder import BuiltPlan, build_plan
 from engines.trt.home import Home
 from engines.trt.network import ParsedNetwork, parse_network
 from engines.trt.profiles import ShapeRange, Shapes
@@ -48,7 +48,7 @@ def parse(home: Home, model: ir.Model, folder: Path) -> ParsedNetwork:
 
 def build(
     home: Home, model: ir.Model, folder: Path, profiles: Sequence[Shapes], target: str = "rtx:sm89"
-) -> PlanRecord:
+) -> BuiltPlan:
     """Parse a graph and build it for a target."""
     parsed = parse(home, model, folder)
     return build_plan(parsed, parse_target(target), profiles, folder / "lowered.plan")

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from engines.lowering import lower
-from engines.trt.builder import PlanRecord
+from engines.trt.builder import BuiltPlan
 from engines.trt.home import Home
 from engines.trt.passes import LoweringOptions, passes
 from engines.trt.passes.chain_layers import chain_layers
@@ -52,7 +52,7 @@ def options(form: ExpertsForm, sm: int) -> LoweringOptions:
 
 def build_layer(
     home: Home, folder: Path, case: tuple[str, tuple[str, ...], int], form: ExpertsForm, layer: int
-) -> PlanRecord:
+) -> BuiltPlan:
     base, formats, sm = case
     model = lowered(write_layer(folder, recipe(base, *formats), layer=layer), options(form, sm))
     profiles = [layer_shapes(TOKENS[form])]
