@@ -79,7 +79,7 @@ class TensorRTBuild:
         if PluginExperts.name in self._names:
             with contextlib.suppress(
                 importlib.metadata.PackageNotFoundError
-            ):  # told when compiling
+            ):
                 found.append(importlib.metadata.version("triton"))
         return found
 
