@@ -77,9 +77,7 @@ class TensorRTBuild:
         """Versions of this toolkit, and of what compiles kernels where there are some."""
         found = [__version__]
         if PluginExperts.name in self._names:
-            with contextlib.suppress(
-                importlib.metadata.PackageNotFoundError
-            ):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found.append(importlib.metadata.version("triton"))
         return found
 
