@@ -10,7 +10,7 @@ from export.recipe.reading import recipe_from_values
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.config import KimiVLConfig
-from runtime.errors import ArtifactError, describe_problems
+from runtime.errors import ArtifactError, InputError, describe_problems
 from runtime.files import announced
 from runtime.progress import Progress, silent
 
@@ -48,9 +48,12 @@ def verify_artifact(
     Raises:
         ArtifactError: a file is not what the manifest says, or a graph is off by more than its
             tolerance; all are listed. The manifest stays as it was.
+        InputError: a target without plans was to run on a card.
     """
     artifact = Artifact.open(folder, rehash=True, progress=progress)
     record = artifact.target(target)
+    if on_device and record.plans is None:
+        raise InputError(f"target {target} has no plans: --on-device is about those of TensorRT")
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     manifest = artifact.manifest
     plans = plan_graphs(config, torch.float32, manifest.layers, taps=manifest.taps)

@@ -20,7 +20,7 @@ from runtime.errors import UnsupportedError, describe_problems
 from runtime.files import replacing
 from runtime.progress import Progress, silent
 
-from .callbacks import BuildState, make_monitor, make_writer
+from .callbacks import BuildState, make_monitor, make_writer, noting_interrupts
 from .facts import Facts, Layer, Tensor
 from .home import Message
 from .network import ParsedNetwork, shorten, unread_problems
@@ -184,7 +184,8 @@ def _write_plan(
         [_polygraphy_profile(one) for one in profiles],
         monitor,
     )
-    parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
+    with noting_interrupts(state):
+        parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
     state.raise_error()
     return state
 

@@ -5,6 +5,10 @@ that took no byte counts as written. So both keep the first exception for whoeve
 """
 
 import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
@@ -71,6 +75,25 @@ class PhaseTree:
         inside = [one for one, phase in self._phases.items() if phase.parent == name]
         step = max(map(self._share, inside), default=0.0)
         return min(1.0, (self._phases[name].steps + step) / max(1, self._phases[name].num_steps))
+
+
+@contextmanager
+def noting_interrupts(state: BuildState) -> Iterator[None]:
+    """Keep Ctrl-C until TensorRT has returned: raised in one of its callbacks it would be lost."""
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(before):  # no handler of ours to replace
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        state.error = state.error or KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def make_writer(trt: ModuleType, file: BinaryIO, state: BuildState) -> "rtx.IStreamWriter":

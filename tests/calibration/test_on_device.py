@@ -10,7 +10,7 @@ from calibration.verify import verify_artifact
 from runtime.artifact.folder import Artifact
 from runtime.engine.opening import open_engine
 from runtime.engine.protocol import Engine, FloatArray, IntArray
-from runtime.errors import UnsupportedError
+from runtime.errors import InputError, UnsupportedError
 from tests.executing_trt import HostDevice
 from tests.runtime.trt.conftest import TARGET, make_engine
 from tests.runtime.trt.conftest import built as built
@@ -58,4 +58,11 @@ def test_without_a_card_nothing_is_claimed(built: Path) -> None:
     before = (built / "manifest.json").read_bytes()
     with pytest.raises(UnsupportedError, match="no CUDA driver"):
         verify_artifact(built, TARGET, on_device=True)
+    assert (built / "manifest.json").read_bytes() == before
+
+
+def test_a_target_without_plans_gets_no_receipt_of_a_card(built: Path) -> None:
+    before = (built / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="target cpu has no plans: --on-device is about"):
+        verify_artifact(built, TRUTH, on_device=True)
     assert (built / "manifest.json").read_bytes() == before

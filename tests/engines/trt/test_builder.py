@@ -2,6 +2,7 @@
 
 import hashlib
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from engines.trt.builder import BuiltPlan, build_plan
+from engines.trt.callbacks import PhaseTree
 from engines.trt.home import Home
 from engines.trt.network import parse_network
 from engines.trt.profiles import ShapeRange
@@ -252,6 +254,23 @@ def test_an_exception_in_the_progress_cancels_the_build(
         build_plan(parsed, parse_target("rtx:sm89"), ROWS, tmp_path / "x.plan", fail)
     assert caught.value is error
     assert len(calls) == 1
+    assert list(tmp_path.glob("*.plan*")) == []
+
+
+def test_ctrl_c_in_any_callback_is_not_lost(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed, before = parse_network(home, linear(tmp_path)), signal.getsignal(signal.SIGINT)
+    finish = PhaseTree.finish
+
+    def press(phases: PhaseTree, name: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        finish(phases, name)
+
+    monkeypatch.setattr(PhaseTree, "finish", press)
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(parsed, parse_target("rtx:sm89"), ROWS, tmp_path / "x.plan")
+    assert signal.getsignal(signal.SIGINT) is before
     assert list(tmp_path.glob("*.plan*")) == []
 
 
