@@ -22,12 +22,11 @@ from .cpu.build import CpuBuild
 from .job import STAGE, Job, TargetBuild, file_name
 from .options import BuildOptions, PlanOptions
 from .targets import find_target, refusals, single_targets
-from .trt.build import TensorRTBuild
+from .trt.build import ENGINES_FOLDER, TensorRTBuild
 from .trt.home import Home
 from .trt.shapes import aligned_limits
 from .trt.sm import parse_target
 
-ENGINES_FOLDER = "engines"
 _T = TypeVar("_T")
 
 

@@ -14,7 +14,7 @@ from runtime.artifact.manifest import Manifest
 from runtime.artifact.records import FileRecord, TargetRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError
-from runtime.files import sha256_of, write_bytes
+from runtime.files import write_bytes
 from runtime.limits import Limits
 from runtime.progress import Progress
 
@@ -95,4 +95,4 @@ def load_graph(path: Path) -> ir.Model:
 def write_graph(path: Path, model: ir.Model) -> FileRecord:
     """Write a graph as a whole; the same model gives the same bytes."""
     write_bytes(path, ir.to_proto(model).SerializeToString(deterministic=True))
-    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+    return FileRecord.of(path)

@@ -172,7 +172,7 @@ class _Export:
         for file in self.checkpoint.text_files():
             journal.ensure(f"{MODEL_FOLDER}/{file.name}", partial(_copy, file))
         for name in self.calibrated.files if self.calibrated else ():
-            journal.ensure(name, _record)
+            journal.ensure(name, FileRecord.of)
         stored: dict[str, list[Values]] = {
             **{name: [values] for name, values in self.tables.items()},
             **self.stored,
@@ -216,7 +216,7 @@ class _Export:
         model.graph.name = plan.name
         bind_weights(model.graph, self.stored[plan.name], f"{WEIGHTS_FOLDER}/{plan.name}.bin")
         write_bytes(path, ir.to_proto(model).SerializeToString(deterministic=True))
-        return _record(path)
+        return FileRecord.of(path)
 
     def _manifest(self, files: dict[str, FileRecord]) -> Manifest:
         table = self.tables[names.EMBEDDING]
@@ -311,11 +311,7 @@ def _check_disk(folder: Path, sizes: Mapping[str, int]) -> None:
 
 def _copy(file: Path, path: Path) -> FileRecord:
     write_bytes(path, file.read_bytes())
-    return _record(path)
-
-
-def _record(path: Path) -> FileRecord:
-    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+    return FileRecord.of(path)
 
 
 def _graph_path(name: str) -> str:

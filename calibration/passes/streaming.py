@@ -25,7 +25,7 @@ from export.recipe.recipe import Recipe
 from export.sources import Source, load_parameters, parameter_sources
 from runtime import names
 from runtime.artifact.records import FileRecord
-from runtime.files import sha256_of, write_bytes
+from runtime.files import write_bytes
 from runtime.progress import Progress, silent
 
 from ..price.distance import Distance, Reference
@@ -139,7 +139,7 @@ class _Step:
         """Do everything for this graph and write what was found."""
         found = self._embed() if self.plan is None else self._run_graph(self.plan)
         write_bytes(path, json.dumps(found, indent=1, sort_keys=True).encode() + b"\n")
-        return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+        return FileRecord.of(path)
 
     def _embed(self) -> dict[str, Any]:
         table = self.way.checkpoint.tensor(EMBEDDING_TENSOR)

@@ -25,7 +25,7 @@ from runtime.artifact.records import (
 )
 from runtime.cuda import Cuda
 from runtime.engine.trt.device import CudaDevice
-from runtime.files import sha256_of, write_bytes
+from runtime.files import write_bytes
 from runtime.progress import Progress
 
 from ..cache_layout import cache_record
@@ -47,7 +47,7 @@ from .shapes import graph_profiles
 from .sm import BuildTarget, parse_target
 from .sources import Source, embedded_source, external_source, group_graphs
 
-FOLDER = "engines"
+ENGINES_FOLDER = "engines"
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class TensorRTBuild:
             graph = self._path(first, "onnx")
             journal.ensure(graph, lambda path: write_graph(path, model))
         journal.ensure(plan, partial(self._build, sources, self.job.folder / graph, progress))
-        journal.ensure(report, _record)
+        journal.ensure(report, FileRecord.of)
         text = (self.job.folder / report).read_text(encoding="utf-8")
         return float(json.loads(text)["wanted_precision"])
 
@@ -211,7 +211,7 @@ class TensorRTBuild:
         return FileRecord(bytes=plan.size_bytes, sha256=plan.sha256)
 
     def _path(self, source: Source, suffix: str) -> str:
-        return f"{FOLDER}/{file_name(self.job.target)}/{source.graphs[0]}.{suffix}"
+        return f"{ENGINES_FOLDER}/{file_name(self.job.target)}/{source.graphs[0]}.{suffix}"
 
 
 _register_once = functools.cache(register_quick_plugin)
@@ -221,7 +221,3 @@ def _order(graph: str) -> tuple[int, str]:
     """Sort graphs in the order of the data."""
     places = {names.VISION: 0, names.PROJECTOR: 1, names.HEAD: 3}
     return places.get(graph, 2), graph
-
-
-def _record(path: Path) -> FileRecord:
-    return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))

@@ -52,7 +52,8 @@ _FP4_BODY = f"""
 
 _ZERO_TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
-_SMALLEST_SCALE = 2.0**-24
+SMALLEST_SCALE = 2.0**-24
+"""Of zeros, where scales are found as values come; the smallest number of fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ def _round_to_8_bits(
     if one.is_dynamic:
         largest = tape.op("ReduceMax", [tape.op("Abs", [value])], {"keepdims": 0})
         most = tape.op("Constant", [], {"value_float": _LARGEST[codes]})
-        tiny = tape.op("Constant", [], {"value_float": _SMALLEST_SCALE})
+        tiny = tape.op("Constant", [], {"value_float": SMALLEST_SCALE})
         wide = tape.op("Cast", [largest], {"to": ir.DataType.FLOAT.value})
         scale = tape.op("Max", [tape.op("Div", [wide, most]), tiny])
         scale = tape.op("Cast", [scale], {"to": base.value})

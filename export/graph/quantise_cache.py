@@ -11,10 +11,9 @@ import onnx_ir as ir
 from runtime import names
 
 from .edits import given
+from .quantise import SMALLEST_SCALE
 
 _MOST = 127.0
-SMALLEST_SCALE = 2.0**-24
-"""Of a group of zeros; the smallest number of fp16."""
 
 
 def quantise_cache(model: ir.Model, *, rank: int, group: int) -> None:

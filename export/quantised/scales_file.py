@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from runtime.artifact.records import FileRecord
-from runtime.files import sha256_of, write_bytes
+from runtime.files import write_bytes
 
 from .factor import Factor
 from .matrix import Scales
@@ -44,7 +44,7 @@ class GraphScales:
         write_bytes(
             path, save({name: tensors[name].clone().contiguous() for name in sorted(tensors)})
         )
-        return FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path))
+        return FileRecord.of(path)
 
     @classmethod
     def read(cls, path: Path) -> "GraphScales":

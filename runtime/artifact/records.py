@@ -5,7 +5,9 @@ Does not know: JSON, the folder.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..files import sha256_of
 from ..limits import Limits
 
 TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
@@ -18,6 +20,11 @@ class FileRecord:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Measure and hash a file that is there."""
+        return cls(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,14 @@ from .. import names
 from ..artifact.folder import Artifact
 from ..config import KimiVLConfig
 from ..limits import Limits
-from ..prompt.patches import PatchedImage, position_weights
+from ..prompt.patches import PatchedImage
 from .cache import LatentCache
 from .checks import check_finite, check_grid, check_step
 from .contract import check_graphs
 from .embedding import EmbeddingTable
 from .onnx_session import open_session
 from .protocol import FloatArray, IntArray
+from .vision_inputs import vision_inputs
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
 """Told the router's decisions of a layer after each step: layer number, tap name to values."""
@@ -48,7 +49,7 @@ class OnnxEngine:
         self._layer_numbers = artifact.manifest.layers
         self._table = EmbeddingTable(artifact)
         config = KimiVLConfig.load(artifact.model_folder / "config.json")
-        self._table_size = config.vision.table_height, config.vision.table_width
+        self._vision_config = config.vision
         sessions = {
             name: open_session(artifact, path, num_threads=num_threads)
             for name, path in record.graphs.items()
@@ -67,15 +68,8 @@ class OnnxEngine:
 
     def encode(self, image: PatchedImage) -> FloatArray:
         """Turn one image into its rows of the prompt, (M, C)."""
-        grid = image.grid
-        check_grid(grid, self._limits)
-        rows, columns = self._table_size
-        inputs = {
-            names.PATCHES: image.patches,
-            names.ROW_WEIGHTS: position_weights(grid.h, rows),
-            names.COLUMN_WEIGHTS: position_weights(grid.w, columns),
-        }
-        merged = self._vision.run(None, inputs)[0]
+        check_grid(image.grid, self._limits)
+        merged = self._vision.run(None, vision_inputs(image, self._vision_config))[0]
         features: FloatArray = self._projector.run(None, {names.MERGED: merged})[0]
         check_finite(features, "the vision encoder")
         return features

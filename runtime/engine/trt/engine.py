@@ -12,10 +12,11 @@ from ...config import KimiVLConfig
 from ...cuda import Cuda
 from ...errors import ArtifactError, NumericError
 from ...limits import Limits
-from ...prompt.patches import PatchedImage, position_weights
+from ...prompt.patches import PatchedImage
 from ..checks import check_finite, check_grid, check_step
 from ..embedding import EmbeddingTable
 from ..protocol import FloatArray, IntArray
+from ..vision_inputs import vision_inputs
 from .contract import check_plans
 from .decoder import Decoder, LayerGroup
 from .device import CudaDevice, Device
@@ -58,7 +59,7 @@ class TensorRTEngine:
         config = KimiVLConfig.load(artifact.model_folder / "config.json")
         self._limits, self._device = record.limits, device
         self._table = EmbeddingTable(artifact)
-        self._table_size = config.vision.table_height, config.vision.table_width
+        self._vision_config = config.vision
         loaded = _load_plans(artifact, plans, trt, device)
         check_plans(str(artifact.folder), loaded, plans, record, config)
         stages = _make_stages(artifact, loaded, plans, device)
@@ -87,13 +88,8 @@ class TensorRTEngine:
 
     def encode(self, image: PatchedImage) -> FloatArray:
         """Turn one image into its rows of the prompt, (M, C)."""
-        grid, (rows, columns) = image.grid, self._table_size
-        check_grid(grid, self._limits)
-        given: dict[str, FloatArray] = {
-            names.PATCHES: image.patches,
-            names.ROW_WEIGHTS: position_weights(grid.h, rows),
-            names.COLUMN_WEIGHTS: position_weights(grid.w, columns),
-        }
+        check_grid(image.grid, self._limits)
+        given = vision_inputs(image, self._vision_config)
         with self._device.active():
             (merged,) = self._vision.run(given, [image.num_tokens])
             (features,) = self._projector.run({names.MERGED: merged}, [image.num_tokens])
