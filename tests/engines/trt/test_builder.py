@@ -260,17 +260,20 @@ def test_an_exception_in_the_progress_cancels_the_build(
 def test_ctrl_c_in_any_callback_is_not_lost(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parsed, before = parse_network(home, linear(tmp_path)), signal.getsignal(signal.SIGINT)
-    finish = PhaseTree.finish
+    parsed, finish = parse_network(home, linear(tmp_path)), PhaseTree.finish
+    of_the_shell = signal.signal(signal.SIGINT, signal.default_int_handler)  # or ignored behind `&`
 
     def press(phases: PhaseTree, name: str) -> None:
         signal.raise_signal(signal.SIGINT)
         finish(phases, name)
 
     monkeypatch.setattr(PhaseTree, "finish", press)
-    with pytest.raises(KeyboardInterrupt):
-        build_plan(parsed, parse_target("rtx:sm89"), ROWS, tmp_path / "x.plan")
-    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_plan(parsed, parse_target("rtx:sm89"), ROWS, tmp_path / "x.plan")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, of_the_shell)
     assert list(tmp_path.glob("*.plan*")) == []
 
 
