@@ -4,7 +4,7 @@ For benchmarks of what does not depend on values. But TensorRT refuses scales th
 where it sees them, and keeps equal weights once: scales are 1 and more, and tensors differ.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,18 +17,33 @@ if TYPE_CHECKING:
     from export.graphs import GraphPlan
     from export.quantised.scales_file import GraphScales
     from export.recipe.recipe import Recipe
+    from runtime.config import KimiVLConfig
+
+Writer = Callable[[Path, "Sequence[Values]"], None]
+"""Writes the values of a graph's parameters to a file, laid out as the export does."""
 
 
 class HollowGraphs:
     """Writes them; what is the same in several recipes is traced once."""
 
-    def __init__(self, model_folder: Path) -> None:
-        """Write the model's config and small files."""
+    def __init__(self, model_folder: Path, write_weights: Writer | None = None) -> None:
+        """Write the model's config and small files.
+
+        Args:
+            model_folder: gets them.
+            write_weights: fills a weights file; with nearly nothing, if left out.
+        """
         from export.checkpoint.reader import Checkpoint
         from export.synthetic.folder import write_synthetic
 
         self._checkpoint = Checkpoint.open(write_synthetic(model_folder, shape="full"))
         self._traced: dict[tuple[str, str], ir.Model] = {}
+        self._write_weights = write_weights or _write_hollow
+
+    @property
+    def config(self) -> "KimiVLConfig":
+        """Sizes of the model."""
+        return self._checkpoint.config
 
     @property
     def num_layers(self) -> int:
@@ -66,6 +81,7 @@ class HollowGraphs:
     ) -> None:
         from engines.job import write_graph
         from export.graph.quantise import quantise_graph
+        from export.graph.quantise_cache import quantise_cache
         from export.graph.weights_file import bind_weights
         from export.quantised.storage import quantised_inputs, stored_values
         from export.sources import parameter_sources
@@ -75,10 +91,13 @@ class HollowGraphs:
         if plan.kind not in quantised:
             quantised[plan.kind] = self._trace(plan, module, recipe.base)
             quantise_graph(quantised[plan.kind], quantised_inputs(module, recipe, scales))
+            if recipe.cache is not None and plan.is_layer:
+                rank = self._checkpoint.config.decoder.latent_rank
+                quantise_cache(quantised[plan.kind], rank=rank, group=recipe.cache.group)
         sources = parameter_sources(module, plan.prefix, self._checkpoint)
         values = stored_values(sources, module, recipe, scales)
         location = f"weights/{plan.name}.bin"
-        _write_weights(folder / location, values)
+        self._write_weights(folder / location, values)
         model = quantised[plan.kind]
         model.graph.name = plan.name
         bind_weights(model.graph, values, location)
@@ -121,7 +140,7 @@ def _scales(module: "nn.Module", recipe: "Recipe") -> "GraphScales":
     return GraphScales(weights=weights, inputs=inputs)
 
 
-def _write_weights(path: Path, values: "Sequence[Values]") -> None:
+def _write_hollow(path: Path, values: "Sequence[Values]") -> None:
     """Write scales, and of everything else two bytes; zeros between take no disk."""
     from export.graph.weights_file import lay_out
     from export.quantised.storage import Tensors

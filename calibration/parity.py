@@ -4,7 +4,7 @@ The module is filled from the artifact's own neutral weights, so no checkpoint i
 computes in fp32: that is what a graph with narrower weights must mean.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,14 @@ from runtime.config import KimiVLConfig
 from runtime.engine.onnx_session import session_from_bytes
 from runtime.prompt.patches import position_weights
 
+from .own_rounding import own_rounding, replaced_ports, round_in_blocks
 from .scales.rounding import round_cache, round_inputs
 
 Arrays = Mapping[str, NDArray[np.generic]]
 CACHE_TENSORS = (names.CACHE, names.CACHE_KEYS, names.CACHE_SCALES)
 """What a layer with an int8 cache takes and gives in the place of one cache."""
+_ADDED = (names.BEST, names.ENERGY)
+"""Outputs that a lowering adds: what they say follows from the logits, and the module has none."""
 _SEED = 20260
 _BATCH, _TOKENS, _CACHED = 2, 5, 12
 _LENGTHS = (7, 2)
@@ -56,7 +59,10 @@ def measure_graph(artifact: Artifact, path: str, plan: GraphPlan, config: KimiVL
     module = plan.build()
     manifest = artifact.manifest
     recipe = recipe_from_values(manifest.precision, manifest.recipe, str(artifact.folder))
-    fill_from_graph(module, artifact.folder / manifest.graphs[plan.name], recipe)
+    own = own_rounding(ir.load(artifact.folder / path), module)
+    replaced = replaced_ports(module, own)
+    fill_from_graph(module, artifact.folder / manifest.graphs[plan.name], recipe, but_not=replaced)
+    round_in_blocks(module, own)
     round_cache(module, recipe, config.decoder.latent_rank)
     session = open_wide(artifact, path)
     inputs = fitted(example_inputs(plan, config), session)
@@ -67,7 +73,8 @@ def measure_graph(artifact: Artifact, path: str, plan: GraphPlan, config: KimiVL
     with torch.no_grad():
         expected = module(*(torch.from_numpy(array) for array in inputs.values()))
     expected = expected if isinstance(expected, tuple) else (expected,)
-    found = session.run(None, given)
+    wanted = [one.name for one in session.get_outputs() if one.name not in _ADDED]
+    found = session.run(wanted, given)
     if recipe.cache is not None and plan.is_layer:
         codes = dict(zip(CACHE_TENSORS, found[1 : 1 + len(CACHE_TENSORS)], strict=True))
         found = [found[0], meaning_of_codes(codes), *found[1 + len(CACHE_TENSORS) :]]
@@ -162,8 +169,17 @@ def meaning_of_codes(cache: Arrays) -> NDArray[np.float32]:
     return np.concatenate([groups.reshape(codes.shape), keys], axis=-1)
 
 
-def fill_from_graph(module: nn.Module, neutral_graph: Path, recipe: Recipe) -> None:
-    """Make a module compute in fp32 what a neutral graph means, from the graph's own weights."""
+def fill_from_graph(
+    module: nn.Module, neutral_graph: Path, recipe: Recipe, *, but_not: Collection[str] = ()
+) -> None:
+    """Make a module compute in fp32 what a neutral graph means, from the graph's own weights.
+
+    Args:
+        module: one of `export.modules`.
+        neutral_graph: its file.
+        recipe: of the artifact.
+        but_not: submodules whose input is not rounded as the recipe says.
+    """
     stored = _StoredWeights(neutral_graph)
     places = {place.parameter: part for place, part in quantised_places(module, recipe)}
     with torch.no_grad():
@@ -171,7 +187,7 @@ def fill_from_graph(module: nn.Module, neutral_graph: Path, recipe: Recipe) -> N
             part = places.get(name)
             value = stored.plain(name) if part is None else stored.meaning(name, part.weights)
             parameter.copy_(value)
-    round_inputs(module, recipe, stored.input_scales(places))
+    round_inputs(module, recipe, stored.input_scales(places), but_not=but_not)
 
 
 class _StoredWeights:

@@ -20,7 +20,7 @@ def verify(
 
     with progress.showing() as report:
         manifest = verify_artifact(artifact, target, report, on_device=on_device)
-    allowed = tolerance(manifest)
+    allowed = tolerance(manifest, target)
     errors: dict[str, float] = dict(manifest.parity[target])
     if json:
         graphs = {name: {"error": error, "allowed": allowed} for name, error in errors.items()}

@@ -12,6 +12,16 @@ EXPERTS_UP = "ExpertsUp"
 EXPERTS_DOWN = "ExpertsDown"
 LATENT_ATTENTION = "LatentAttention"
 
+CPU_DOMAIN = "kimivl.cpu"
+"""ONNX domain of ops that lowered graphs of target `cpu` have; each has a function body in stock
+ops of ONNX Runtime, and a kernel in our library of ops, which is taken where it is registered."""
+
+BLOCK_LINEAR = "BlockLinear"
+BLOCK_EXPERTS = "BlockExperts"
+CACHED_ATTENTION = "CachedAttention"
+READS_LENGTHS = "cache-attention"
+"""The pass that puts it into layers: our kernel of it reads no more of a slot than is in use."""
+
 PATCHES = "patches"
 ROW_WEIGHTS = "row_weights"
 COLUMN_WEIGHTS = "column_weights"
@@ -29,6 +39,10 @@ WINDOW = "window"
 """Input of a layer's plan of which only the length is read: rows of the cache that are in use."""
 ROWS = "rows"
 LOGITS = "logits"
+BEST = "best"
+ENERGY = "energy"
+"""Beside logits where the device chooses: the id of the highest one of each row, and the sum of
+the row's squares, which is finite only if all logits are."""
 TAP_EXPERTS = "tap_experts"
 TAP_SCORES = "tap_scores"
 TAP_MARGIN = "tap_margin"
@@ -42,6 +56,19 @@ EMBEDDING = "embedding"
 def output_of(cache_tensor: str) -> str:
     """Name the output of a layer that is the new state of one of its cache tensors."""
     return f"{cache_tensor}_out"
+
+
+def blocks_name(parameter: str) -> str:
+    """Name a parameter's codes in the blocks that `BlockLinear` and `BlockExperts` read.
+
+    Of parameters whose rows are interleaved it is the first one's name: gate and up of experts.
+    """
+    return f"{parameter}.blocks"
+
+
+def block_scales_name(parameter: str) -> str:
+    """Name the scales of those blocks."""
+    return f"{parameter}.block_scales"
 
 
 def place_name(place: int, name: str) -> str:

@@ -13,6 +13,7 @@ from .artifact.folder import Artifact
 from .config import KimiVLConfig
 from .engine.opening import open_engine
 from .engine.protocol import Engine, FloatArray
+from .engine.weights_place import WeightsPlace
 from .errors import CapacityError, InputError
 from .generation.batch import Answer, generate_batch
 from .generation.channels import Piece
@@ -54,6 +55,7 @@ class Session:
         target: str = "cpu",
         release: str | None = None,
         num_threads: int | None = None,
+        weights: WeightsPlace = "auto",
         progress: Progress = silent,
     ) -> "Session":
         """Check an artifact folder and load its graphs.
@@ -64,6 +66,8 @@ class Session:
             release: `instruct`, `thinking` or `thinking-2506`, for the sampling defaults; told
                 from the folder where its files say it, else unknown.
             num_threads: cores to use; all that this process may, if left out.
+            weights: on target `cpu`, `packed` copies them into large pages, `mapped` reads them
+                where their files are mapped; `auto` copies where the machine has room.
             progress: told how much of the files is checked.
 
         Raises:
@@ -76,7 +80,7 @@ class Session:
         encoder = PromptEncoder.load(model_folder, config)
         known = detect_release(model_folder) if release is None else _named_release(release)
         return cls(
-            open_engine(artifact, target, num_threads=num_threads),
+            open_engine(artifact, target, num_threads=num_threads, weights=weights),
             encoder,
             stop_ids=stop_ids(config, model_folder, encoder.tokenizer),
             release=known,

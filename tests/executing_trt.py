@@ -82,6 +82,7 @@ class HostDevice:
         self.can_record = True
         self.recordings: list[list[Callable[[], None]]] = []
         self.replays = 0
+        self.bytes_read = 0
         self._recording: list[Callable[[], None]] | None = None
 
     def allocate(self, size_bytes: int) -> int:
@@ -111,6 +112,7 @@ class HostDevice:
     def read(self, address: int, values: Array) -> None:
         self._inside(address, values.nbytes)
         assert self._recording is None, "a recording waits for nothing"
+        self.bytes_read += values.nbytes
         ctypes.memmove(values.ctypes.data, address, values.nbytes)
 
     def copy(self, source: int, target: int, size_bytes: int) -> None:

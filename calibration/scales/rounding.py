@@ -4,7 +4,7 @@ Weights are replaced by what their codes mean; what meets them is rounded on the
 else stays fp32, as on the CPU.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,11 @@ _TINY = 2.0**-24
 
 
 def round_inputs(
-    module: nn.Module, recipe: Recipe, input_scales: Mapping[str, Tensor]
+    module: nn.Module,
+    recipe: Recipe,
+    input_scales: Mapping[str, Tensor],
+    *,
+    but_not: Collection[str] = (),
 ) -> list[RemovableHandle]:
     """Round what meets quantised parameters, as the recipe says, until the handles are removed.
 
@@ -29,8 +33,9 @@ def round_inputs(
         module: one of `export.modules`.
         recipe: the recipe.
         input_scales: by parameter; needed for static formats and NVFP4.
+        but_not: ports that a target rounds in its own way.
     """
-    done: set[str] = set()
+    done = set(but_not)
     handles = []
     for place, part in quantised_places(module, recipe):
         if part.activations is None or place.port is None or place.port in done:

@@ -9,6 +9,7 @@ from runtime.progress import Progress
 
 from ..cache_layout import cache_record
 from ..job import STAGE, Job, write_lowered
+from ..lowering import Pass
 from ..targets import TARGETS
 from .passes import passes
 
@@ -19,15 +20,20 @@ class CpuBuild:
 
     job: Job
 
+    @property
+    def steps(self) -> list[Pass]:
+        """The passes for the artifact's recipe."""
+        return passes(may_round_activations=self.job.recipe.may_round_activations)
+
     @cached_property
     def key(self) -> str:
         """Follows from graphs and passes; limits are the runtime's alone."""
-        names = [step.name for step in passes()]
+        names = [step.name for step in self.steps]
         return key_of({"target": self.job.target, "passes": names, "neutral": self.job.neutral})
 
     def make(self, journal: Journal, progress: Progress) -> TargetRecord:
         """Lower all graphs."""
-        job, steps = self.job, passes()
+        job, steps = self.job, self.steps
         graphs = {}
         for done, name in enumerate(job.manifest.graphs, start=1):
             graphs[name] = write_lowered(job, name, steps, journal)

@@ -16,12 +16,14 @@ import onnx_ir as ir
 
 from export.graph.edits import given
 from export.graph.widen import widen_initializer
-from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTER
+from runtime.names import BLOCK_EXPERTS, DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTER
 
 from ..graph_edits import drop_if_unused, neutral_nodes, static_size, stored_initializer
 from ..lowering import Lowered
 
 _MICROSOFT = "com.microsoft"
+_FUSED = ("MoE", "QMoE", BLOCK_EXPERTS)
+"""What a router may feed: what is made here, and what is made of integer codes before."""
 
 
 class FuseExperts:
@@ -47,7 +49,7 @@ class FuseExperts:
     def ensures(self, model: ir.Model) -> str | None:
         """No pair is left that could be fused, and a router feeds each fused one."""
         left, unfused = _fusable(model), neutral_nodes(model, EXPERTS_DOWN)
-        fused = [node for node in model.graph if node.op_type == "MoE"]
+        fused = [node for node in model.graph if node.op_type in _FUSED]
         if left or len(fused) + len(unfused) != len(neutral_nodes(model, ROUTER)):
             return f"{len(left)} pairs left, {len(fused)} fused, {len(unfused)} cannot be"
         return None

@@ -265,10 +265,11 @@ def _tower_scratch(work: Work) -> int:
 
 
 def _head_scratch(work: Work) -> int:
-    """Logits of a matrix of codes; of a plain one next to nothing."""
+    """Logits in the base type, which fp32 ones are made of; next to nothing where they are fp32."""
     (matrix,) = (one for one in work.graphs[names.HEAD] if one.part == "head")
-    logits = _max_rows(work) * work.config.decoder.vocab_size
-    return BASE_BYTES[work.recipe.base] * logits if work.codes_of(matrix) else 0
+    if work.recipe.base == "fp32" and not work.codes_of(matrix):
+        return 0
+    return BASE_BYTES[work.recipe.base] * _max_rows(work) * work.config.decoder.vocab_size
 
 
 def _layer_scratch(work: Work, sms: Sequence[int], members: Sequence[Parameter]) -> int:

@@ -24,6 +24,7 @@ from .recipe import (
 AUTO = "auto"
 """Not a file: the recipe that calibration finds by itself."""
 NAMED_FOLDER = Path(__file__).parent / "named"
+_TOP_KEYS = ("summary", "base", "may_round_activations", "parts", "budget")
 _PART_KEYS = ("weights", "group", "activations", "scale", "observer", "balance", "strength", "clip")
 _OTHER_PARTS = ("embedding", "cache")
 """What a recipe may name beside the parts with matrices."""
@@ -81,12 +82,15 @@ def recipe_from_values(values: Mapping[str, Any], name: str, origin: str) -> Rec
         InputError: malformed; all problems are listed.
     """
     problems: list[str] = []
-    _unknown(values, ("summary", "base", "parts", "budget"), "", problems)
+    _unknown(values, _TOP_KEYS, "", problems)
     if not isinstance(values.get("summary", ""), str):
         problems.append(f"summary = {values['summary']!r}: expected text")
     base = values.get("base", "bf16")
     if base not in BASES:
         problems.append(f"base = {base!r}: expected one of {', '.join(BASES)}")
+    may_round = values.get("may_round_activations", False)
+    if not isinstance(may_round, bool):
+        problems.append(f"may_round_activations = {may_round!r}: expected true or false")
     sections = _table(values, "parts", problems)
     _unknown(sections, (*PARTS, *_OTHER_PARTS), "parts.", problems)
     parts: dict[Part, PartRecipe] = {}
@@ -104,6 +108,7 @@ def recipe_from_values(values: Mapping[str, Any], name: str, origin: str) -> Rec
         name=name,
         summary=str(values.get("summary", "")),
         base=base,
+        may_round_activations=may_round,
         parts=parts,
         embedding=embedding,
         cache=cache,

@@ -137,6 +137,9 @@ class Recipe:
     summary: str = ""
     base: str = "bf16"
     """Type of everything that is not quantised, and of scales: one of `BASES`."""
+    may_round_activations: bool = False
+    """Whether a target may round what meets int4 and int8 weights to int8, each block of a row by
+    a scale of its own, to be faster; what that loses is the target's own price."""
     parts: Mapping[Part, PartRecipe] = field(default_factory=dict)
     """Parts that are left out stay in the base type."""
     embedding: Literal["int8"] | None = None
@@ -153,7 +156,7 @@ class Recipe:
         return bool(self.parts or self.embedding or self.cache) or self.is_searched
 
     def values(self) -> dict[str, Any]:
-        """Give `base` and `parts` in the form of a recipe's file."""
+        """Give what a graph follows from in the form of a recipe's file: no summary, no budget."""
         parts: dict[str, dict[str, Any]] = {
             name: part.values() for name, part in self.parts.items()
         }
@@ -161,7 +164,8 @@ class Recipe:
             parts["embedding"] = {"weights": self.embedding}
         if self.cache is not None:
             parts["cache"] = self.cache.values()
-        return {"base": self.base, "parts": parts}
+        rounding = {"may_round_activations": True} if self.may_round_activations else {}
+        return {"base": self.base, **rounding, "parts": parts}
 
     def text(self, part: Part) -> str:
         """Name a part's format for tables."""

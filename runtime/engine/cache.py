@@ -88,6 +88,12 @@ class LatentCache:
             for name, buffer in buffers.items():
                 buffer[slot, :, written] = copied[name][row, :, written]
 
+    def whole(self, slots: slice) -> list[Window]:
+        """Give views of whole slots that are neighbours, for every layer."""
+        return [
+            {name: buffer[slots] for name, buffer in buffers.items()} for buffers in self._layers
+        ]
+
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another, in every layer."""
         for buffers in self._layers:

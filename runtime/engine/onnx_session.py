@@ -11,7 +11,11 @@ from ..errors import ArtifactError
 
 
 def open_session(
-    artifact: Artifact, path: str, *, num_threads: int | None = None
+    artifact: Artifact,
+    path: str,
+    *,
+    num_threads: int | None = None,
+    ops_library: Path | None = None,
 ) -> ort.InferenceSession:
     """Load one graph of an artifact for the CPU provider, from the bytes that were hashed.
 
@@ -19,26 +23,36 @@ def open_session(
         artifact: opened, hence checked.
         path: of the graph, as in the manifest.
         num_threads: cores to use; all that this process may, if left out.
+        ops_library: custom ops whose kernels take the place of function bodies.
 
     Raises:
         ArtifactError: the graph was altered, or ONNX Runtime cannot load it.
     """
     return session_from_bytes(
-        artifact.read_checked(path), artifact.folder / path, num_threads=num_threads
+        artifact.read_checked(path),
+        artifact.folder / path,
+        num_threads=num_threads,
+        ops_library=ops_library,
     )
 
 
 def session_from_bytes(
-    content: bytes, place: Path, *, num_threads: int | None = None
+    content: bytes,
+    place: Path,
+    *,
+    num_threads: int | None = None,
+    ops_library: Path | None = None,
 ) -> ort.InferenceSession:
-    """Load a graph for the CPU provider.
+    """Load a graph for the CPU provider; about 30 sessions share one pool of threads.
 
-    An idle thread pool stops spinning, since about 30 sessions share the cores.
+    The pool is the process's and has one size: sessions that want another get pools of their own,
+    which stop spinning when they are idle, since they would else take the cores from each other.
 
     Args:
         content: the graph.
         place: where it lies, or would lie: its weights are found from there.
         num_threads: cores to use; all that this process may, if left out.
+        ops_library: custom ops whose kernels take the place of function bodies.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load it.
@@ -46,11 +60,15 @@ def session_from_bytes(
     _share_memory()
     options = ort.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
+    count = num_threads or len(os.sched_getaffinity(0))
+    if count == _shared_threads(count):
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = count
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # shapes change at every step
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     # A graph means what it says: no fusion of its own may round where the recipe does not.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Weights stored in 16 bits are widened once, at load, however large they are (0: no limit).
@@ -59,6 +77,8 @@ def session_from_bytes(
         "session.model_external_initializers_file_folder_path", str(place.parent.resolve())
     )
     try:
+        if ops_library is not None:
+            options.register_custom_ops_library(str(ops_library))
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the bindings raise many types without a common base
         reason = str(error).splitlines()[0]
@@ -72,3 +92,14 @@ def _share_memory() -> None:
     """Give all sessions one arena: each would else keep the scratch memory of its largest step."""
     kind, usage = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, usage), None)
+
+
+_pool_sizes: list[int] = []
+
+
+def _shared_threads(wanted: int) -> int:
+    """Give the size of the process's pool of threads, which the first who asks decides."""
+    if not _pool_sizes:
+        ort.set_global_thread_pool_sizes(wanted, 1)
+        _pool_sizes.append(wanted)
+    return _pool_sizes[0]

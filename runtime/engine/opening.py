@@ -2,15 +2,23 @@
 
 from ..artifact.folder import Artifact
 from .protocol import Engine
+from .weights_place import WeightsPlace
 
 
-def open_engine(artifact: Artifact, target: str, *, num_threads: int | None = None) -> Engine:
+def open_engine(
+    artifact: Artifact,
+    target: str,
+    *,
+    num_threads: int | None = None,
+    weights: WeightsPlace = "auto",
+) -> Engine:
     """Load what a target runs.
 
     Args:
         artifact: opened, hence checked.
         target: which of its targets.
         num_threads: cores for ONNX Runtime; all that this process may use, if left out.
+        weights: where ONNX Runtime's CPU engine reads its weights.
 
     Raises:
         ArtifactError: the artifact was not built for the target.
@@ -23,4 +31,4 @@ def open_engine(artifact: Artifact, target: str, *, num_threads: int | None = No
         return TensorRTEngine(artifact, target)
     from .onnx_engine import OnnxEngine
 
-    return OnnxEngine(artifact, target, num_threads=num_threads)
+    return OnnxEngine(artifact, target, num_threads=num_threads, weights=weights)

@@ -52,5 +52,20 @@ class Engine(Protocol):
             NumericError: a logit is not finite.
         """
 
+    def step_greedy(
+        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> IntArray:
+        """As `step`, but return the ids of the highest logits; of equal ones the lowest.
+
+        An engine on a device chooses there, so that no logits have to leave it.
+
+        Returns:
+            Ids (N,), one for each entry of `rows`.
+
+        Raises:
+            CapacityError: a slot would grow over `limits.max_tokens`.
+            NumericError: a logit is not finite.
+        """
+
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` cached tokens of one slot to another."""

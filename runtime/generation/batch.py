@@ -7,11 +7,10 @@ together, one token at a time. Text is not streamed: for that, and for one reque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from ..engine.protocol import Engine, FloatArray
+from ..engine.protocol import Engine
 from ..prompt.tokenizer import Tokenizer
 from .channels import Piece
+from .choosing import choosing_for
 from .decoding import Decoding
 from .request import Request
 from .steps import check_prompt, decode_step, embed_prompt, prefill
@@ -39,9 +38,9 @@ class _Running:
     """Tokens in the slot."""
     pieces: list[Piece] = field(default_factory=list)
 
-    def push(self, logits: FloatArray) -> bool:
-        """Take the next token's logits (V,); return whether the request has ended."""
-        self.pieces += self.decoding.push(logits)
+    def take(self, pieces: list[Piece]) -> bool:
+        """Keep what the last token made certain; return whether the request has ended."""
+        self.pieces += pieces
         return self.decoding.finish_reason is not None
 
     def answer(self) -> Answer:
@@ -92,19 +91,22 @@ def _start(
     hidden = embed_prompt(engine, request.prompt)  # (S, C)
     size = len(hidden)
     decoding = Decoding(request, tokenizer, engine.limits.max_tokens - size)
+    step, push = choosing_for(engine, [decoding])
+    (found,) = prefill(step, slot, hidden, 0, engine.limits.prefill_chunk)
     state = _Running(index=index, decoding=decoding, length=size)
-    return state, state.push(prefill(engine, slot, hidden, 0, engine.limits.prefill_chunk))
+    return state, state.take(push(decoding, found))
 
 
 def _decode_all(engine: Engine, running: dict[int, _Running]) -> list[int]:
     """Append one token to every running slot; return the slots whose request has ended."""
     slots = sorted(running)
     states = [running[slot] for slot in slots]
+    step, push = choosing_for(engine, [state.decoding for state in states])
     ids = [state.decoding.ids[-1] for state in states]
-    logits = decode_step(engine, slots, ids, [state.length for state in states])  # (B, V)
+    found = decode_step(engine, step, slots, ids, [state.length for state in states])
     ended = []
-    for slot, state, row in zip(slots, states, np.asarray(logits), strict=True):
+    for slot, state, row in zip(slots, states, found, strict=True):
         state.length += 1
-        if state.push(row):
+        if state.take(push(state.decoding, row)):
             ended.append(slot)
     return ended

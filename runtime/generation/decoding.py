@@ -1,6 +1,6 @@
 """One sequence from logits to text, without an engine and without a clock.
 
-Fed one row of logits at a time, so that a loop over many slots can drive many of them.
+Fed one row of logits, or one id, at a time, so that a loop over many slots can drive many of them.
 """
 
 from collections import deque
@@ -20,7 +20,8 @@ class Decoding:
     """One sequence from its first logits to its finish reason; knows no engine and no clock.
 
     Feed `push` with the logits of the last token; while `finish_reason` is None, append `ids[-1]`
-    to the sequence's slot and feed the logits of that.
+    to the sequence's slot and feed the logits of that. Where `needs_logits` is false, `push_best`
+    with the id of the highest logit does the same.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer, room: int) -> None:
@@ -31,6 +32,8 @@ class Decoding:
         self._max_thinking = limits.max_thinking_tokens
         self._closing_ids = tokenizer.encode(THINK_END)
         self._sampler = Sampler(request.sampling, request.prompt.ids)
+        self.needs_logits = not request.sampling.is_plain_greedy
+        """Whether a token may be another one than the best, or says more than its id."""
         self._num_texts = tokenizer.vocab_size
         self._stream = TextStream(tokenizer)
         self._splitter = ChannelSplitter()
@@ -45,9 +48,21 @@ class Decoding:
     def push(self, logits: FloatArray) -> list[Piece]:
         """Choose the next token from logits (V,) and return the text that it makes certain."""
         if self._forced:
-            choice = self._sampler.describe(logits, self._forced.popleft())
-        else:
-            choice = self._sampler.choose(logits, self.ids)
+            return self._take(self._sampler.describe(logits, self._forced.popleft()))
+        return self._take(self._sampler.choose(logits, self.ids))
+
+    def push_best(self, token_id: int) -> list[Piece]:
+        """Take the id of the highest logit, of equal ones the lowest, as `push` would choose it."""
+        assert not self.needs_logits
+        chosen = self._forced.popleft() if self._forced else int(token_id)
+        return self._take(Choice(token_id=chosen))
+
+    def cancel(self) -> list[Piece]:
+        """End here and return the text that was held back; does nothing when ended already."""
+        return [] if self.finish_reason else self._finish("cancelled", [])
+
+    def _take(self, choice: Choice) -> list[Piece]:
+        """Append a token that was chosen or forced."""
         self.ids.append(choice.token_id)
         self._unreported.append(choice)
         if choice.token_id in self._stop_ids:
@@ -60,10 +75,6 @@ class Decoding:
             return self._finish("length", pieces)
         self._watch_thinking(is_settled=bool(text) and not self._splitter.is_holding)
         return self._with_choices(pieces)
-
-    def cancel(self) -> list[Piece]:
-        """End here and return the text that was held back; does nothing when ended already."""
-        return [] if self.finish_reason else self._finish("cancelled", [])
 
     def _watch_thinking(self, *, is_settled: bool) -> None:
         """Force the closing marker when the thinking budget is spent.

@@ -7,8 +7,9 @@ The phases, in order:
 3. prefill the prompt into the slot, in chunks; logits of its last token only
 4. decode  choose a token, release text, append the token, until something ends it
 
-`Decoding` is phase 4 without an engine, fed one row of logits at a time: a loop over many slots
-can drive many of them, with the plain functions below.
+Where the highest logit is all that counts, the engine chooses and gives no logits (`choosing`).
+`Decoding` is phase 4 without an engine, fed one row of logits or one id at a time: a loop over many
+slots can drive many of them, with the plain functions below.
 
 Does not know: chat templates, image files, backends.
 """
@@ -21,6 +22,7 @@ import numpy as np
 from ..engine.protocol import Engine
 from ..prompt.tokenizer import Tokenizer
 from .channels import Piece
+from .choosing import choosing_for
 from .decoding import Decoding
 from .request import Request, Result, Timings, Usage
 from .steps import check_prompt, decode_step, place_images, run_chunks
@@ -71,7 +73,7 @@ class _Run:
 
     def _phases(self) -> Iterator[Piece]:
         engine, request, decoding = self._engine, self._request, self._decoding
-        prompt = request.prompt
+        prompt, (step, push) = request.prompt, choosing_for(engine, [decoding])
         start = perf_counter()
 
         # 2. embed
@@ -86,14 +88,14 @@ class _Run:
         # 3. prefill
         size, chunk = prompt.ids.size, engine.limits.prefill_chunk
         rows = np.array([size - 1])
-        for logits in run_chunks(engine, self._slot, hidden, 0, chunk, rows=rows):  # noqa: B007  (1, V) at last
+        for found in run_chunks(step, self._slot, hidden, 0, chunk, rows=rows):  # noqa: B007  one row at last
             self._cached = min(self._cached + chunk, size)
             if request.is_cancelled:
                 return
         self._prefill_s = perf_counter() - start - self._encode_s
 
         # 4. decode
-        pieces = decoding.push(logits[0])
+        pieces = push(decoding, found[0])
         self._first_s = perf_counter() - start
         while True:
             yield from pieces
@@ -102,9 +104,9 @@ class _Run:
             if request.is_cancelled:
                 return
             step_start = perf_counter()
-            logits = decode_step(engine, [self._slot], decoding.ids[-1:], [self._cached])  # (1, V)
+            found = decode_step(engine, step, [self._slot], decoding.ids[-1:], [self._cached])
             self._cached += 1
-            pieces = decoding.push(logits[0])
+            pieces = push(decoding, found[0])
             self._decode_s += perf_counter() - step_start
 
     def _make_result(self, reason: FinishReason) -> Result:

@@ -78,6 +78,11 @@ class Sampling:
         if problems:
             raise InputError(describe_problems("sampling", problems))
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the highest logit of the model itself is chosen, and no number is reported."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and self.logprobs == 0
+
     @classmethod
     def greedy(cls) -> "Sampling":
         """Make the sampling that has no chance in it."""

@@ -4,14 +4,19 @@ Plain functions over the engine protocol, for one request, for a loop over many 
 scoring given text.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..engine.protocol import Engine, FloatArray, IntArray
 from ..errors import CapacityError, InputError, describe_problems
 from ..limits import Limits
 from ..prompt.encoder import Prompt
+
+Step = Callable[[Sequence[int], FloatArray, IntArray, IntArray], NDArray[Any]]
+"""`Engine.step` or `Engine.step_greedy`: logits (N, V), or the ids of the highest ones (N,)."""
 
 
 def check_prompt(prompt: Prompt, limits: Limits) -> None:
@@ -55,11 +60,10 @@ def embed_prompt(engine: Engine, prompt: Prompt) -> FloatArray:
     return place_images(engine.embed(prompt.ids), prompt, features)
 
 
-def prefill(engine: Engine, slot: int, hidden: FloatArray, start: int, chunk: int) -> FloatArray:
-    """Append embedded tokens (S, C) behind `start` and return the last one's logits (V,)."""
-    *_, logits = run_chunks(engine, slot, hidden, start, chunk, rows=np.array([len(hidden) - 1]))
-    last: FloatArray = logits[0]
-    return last
+def prefill(step: Step, slot: int, hidden: FloatArray, start: int, chunk: int) -> NDArray[Any]:
+    """Append embedded tokens (S, C) behind `start`; give the step's one row, of the last one."""
+    *_, found = run_chunks(step, slot, hidden, start, chunk, rows=np.array([len(hidden) - 1]))
+    return found
 
 
 def prefill_logits(
@@ -67,25 +71,25 @@ def prefill_logits(
 ) -> FloatArray:
     """Append embedded tokens (S, C) behind `start` and return all their logits (S, V)."""
     rows = np.arange(len(hidden))
-    return np.concatenate(list(run_chunks(engine, slot, hidden, start, chunk, rows=rows)))
+    return np.concatenate(list(run_chunks(engine.step, slot, hidden, start, chunk, rows=rows)))
 
 
 def decode_step(
-    engine: Engine, slots: Sequence[int], ids: Sequence[int], lengths: Sequence[int]
-) -> FloatArray:
-    """Append one token to each of B slots and return their logits (B, V)."""
+    engine: Engine, step: Step, slots: Sequence[int], ids: Sequence[int], lengths: Sequence[int]
+) -> NDArray[Any]:
+    """Append one token to each of B slots by a step of the engine; give its B rows."""
     hidden = engine.embed(np.asarray(ids, dtype=np.int64))[:, np.newaxis]  # (B, 1, C)
-    return engine.step(slots, hidden, np.asarray(lengths, dtype=np.int64), np.arange(len(slots)))
+    return step(slots, hidden, np.asarray(lengths, dtype=np.int64), np.arange(len(slots)))
 
 
 def run_chunks(
-    engine: Engine, slot: int, hidden: FloatArray, start: int, chunk: int, *, rows: IntArray
-) -> Iterator[FloatArray]:
-    """Append (S, C) in chunks; a step gives the logits of those `rows` of S that are in it."""
+    step: Step, slot: int, hidden: FloatArray, start: int, chunk: int, *, rows: IntArray
+) -> Iterator[NDArray[Any]]:
+    """Append (S, C) in chunks; a step gives its rows for those `rows` of S that are in it."""
     for first in range(0, len(hidden), chunk):
         part = hidden[np.newaxis, first : first + chunk]  # (1, chunk, C), the last may be shorter
         inside = rows[(first <= rows) & (rows < first + chunk)] - first
-        yield engine.step([slot], part, np.array([start + first], dtype=np.int64), inside)
+        yield step([slot], part, np.array([start + first], dtype=np.int64), inside)
 
 
 def place_images(hidden: FloatArray, prompt: Prompt, features: Sequence[FloatArray]) -> FloatArray:

@@ -51,6 +51,7 @@ def test_a_named_recipe_says_what_its_file_says(name: str) -> None:
     assert recipe.summary == file["summary"]
     assert recipe.summary.endswith(".")
     assert recipe.base == file.get("base", "bf16")
+    assert recipe.may_round_activations == file.get("may_round_activations", False)
     assert recipe.is_quantised == ("parts" in file)
     parts = dict(file.get("parts", {}))
     assert ({"weights": recipe.embedding} if recipe.embedding else None) == parts.pop(
@@ -72,6 +73,7 @@ def test_a_named_recipe_survives_its_values(name: str) -> None:
     again = recipe_from_values(recipe.values(), name, "manifest.json")
     assert (again.base, again.parts) == (recipe.base, recipe.parts)
     assert (again.embedding, again.cache) == (recipe.embedding, recipe.cache)
+    assert again.may_round_activations == recipe.may_round_activations
     assert again.values() == recipe.values()
 
 
@@ -99,6 +101,7 @@ def test_values_survive_being_read(codes: str, observer: str, scale: str, balanc
 ALL_OF_IT = """
 summary = "Mine."
 base = "fp16"
+may_round_activations = true
 [budget]
 kl = 1
 top1 = 0.5
@@ -132,11 +135,17 @@ def test_all_that_a_file_can_say_is_read() -> None:
         name="mine",
         summary="Mine.",
         base="fp16",
+        may_round_activations=True,
         parts={"experts": experts},
         embedding="int8",
         cache=CacheFormat(latent="int8", group=64),
         budget=Budget(kl=1, top1=0.5, exact_match=0.25),
     )
+
+
+def test_recipes_of_weights_alone_let_nothing_be_rounded() -> None:
+    rounding = {name for name in NAMES if load_recipe(name).may_round_activations}
+    assert rounding == {"int8", "int8-smooth", "int4", "int4-kv8"}
 
 
 def test_an_empty_file_is_the_releases_own_type() -> None:
@@ -155,7 +164,8 @@ def test_nvfp4_needs_neither_its_group_nor_its_scale() -> None:
 
 
 MALFORMED = [
-    ("bases = 1", "bases: unknown; known are summary, base, parts, budget"),
+    ("bases = 1", "bases: unknown; known are summary, base, may_round_activations"),
+    ("may_round_activations = 1", "may_round_activations = 1: expected true or false"),
     ('base = "int8"', "base = 'int8': expected one of fp32, fp16, bf16"),
     ("base = []", "base = []: expected one of"),
     ("parts = 3", "parts = 3: expected a table"),

@@ -38,6 +38,8 @@ class FakeEngine:
         self._limits = limits
         self.slots = [np.empty((0, WIDTH), dtype=np.float32) for _ in range(limits.max_slots)]
         self.steps: list[StepCall] = []
+        self.num_logits_given = 0
+        """Rows of logits that left the engine."""
         self.encoded: list[PatchedImage] = []
         self.copies: list[tuple[int, int, int]] = []
 
@@ -62,6 +64,20 @@ class FakeEngine:
         return rows
 
     def step(
+        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> FloatArray:
+        logits = self._step(slots, hidden, lengths, rows)
+        self.num_logits_given += len(logits)
+        return logits
+
+    def step_greedy(
+        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> IntArray:
+        logits = self._step(slots, hidden, lengths, rows)
+        best = [min(np.flatnonzero(row == row.max())) for row in logits]
+        return np.array(best, dtype=np.int64)
+
+    def _step(
         self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
     ) -> FloatArray:
         num_slots, num_tokens, width = hidden.shape

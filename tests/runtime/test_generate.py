@@ -195,10 +195,10 @@ def test_a_prefill_is_cancelled_between_its_chunks() -> None:
     request = make_request()
 
     class CancellingEngine(FakeEngine):
-        def step(self, *values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        def step_greedy(self, *values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
             if len(self.steps) == 1:
                 request.cancel()
-            return super().step(*values)  # type: ignore[arg-type]  # handed on unchanged
+            return super().step_greedy(*values)  # type: ignore[arg-type]  # handed on unchanged
 
     engine = CancellingEngine(np.zeros((256, VOCAB), dtype=np.float32), make_limits())
     assert list(generate(engine, TOKENIZER, request)) == []

@@ -246,3 +246,21 @@ def test_a_value_outside_its_range_is_refused(values: dict[str, Any], message: s
 def test_all_wrong_values_are_named_at_once() -> None:
     with pytest.raises(InputError, match=r"3 problems: temperature.*; top_p.*; seed"):
         Sampling(temperature=-1, top_p=2, seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_plain"),
+    [
+        (Sampling.greedy(), True),
+        (Sampling(top_k=5, top_p=0.5, min_p=0.1, seed=7), True),  # change nothing at temperature 0
+        (Sampling(temperature=0.1), False),
+        (Sampling(repetition_penalty=0.9), False),
+        (Sampling(repetition_penalty=1.1), False),
+        (Sampling(logprobs=1), False),
+    ],
+    ids=str,
+)
+def test_only_the_highest_logit_alone_is_plain_greedy(
+    sampling: Sampling, *, is_plain: bool
+) -> None:
+    assert sampling.is_plain_greedy is is_plain

@@ -49,23 +49,23 @@ def test_a_prefill_gives_the_last_row_of_all_logits(chunk: int) -> None:
     hidden = embedded(engine, 7)
     every = prefill_logits(engine, 0, hidden, 0, chunk)
     assert (every == random_table()[:7]).all()
-    assert (prefill(engine, 1, hidden, 0, chunk) == every[-1]).all()
+    assert (prefill(engine.step, 1, hidden, 0, chunk) == every[-1:]).all()
     assert engine.ids_in(0) == engine.ids_in(1) == list(range(7))
 
 
 def test_a_prefill_goes_on_behind_what_is_cached() -> None:
     engine = make_engine()
     hidden = embedded(engine, 9)
-    prefill(engine, 0, hidden[:4], 0, 3)
-    assert (prefill(engine, 0, hidden[4:], 4, 3) == random_table()[8]).all()
+    prefill(engine.step, 0, hidden[:4], 0, 3)
+    assert (prefill(engine.step, 0, hidden[4:], 4, 3) == random_table()[8]).all()
     assert engine.ids_in(0) == list(range(9))
 
 
 def test_one_decode_step_serves_several_slots_of_different_lengths() -> None:
     engine = make_engine()
-    prefill(engine, 0, embedded(engine, 5), 0, 8)
-    prefill(engine, 2, embedded(engine, 3), 0, 8)
-    logits = decode_step(engine, [2, 0], [40, 50], [3, 5])
+    prefill(engine.step, 0, embedded(engine, 5), 0, 8)
+    prefill(engine.step, 2, embedded(engine, 3), 0, 8)
+    logits = decode_step(engine, engine.step, [2, 0], [40, 50], [3, 5])
     assert (logits == random_table()[[3, 5]]).all()
     assert engine.ids_in(2) == [0, 1, 2, 40]
     assert engine.ids_in(0) == [0, 1, 2, 3, 4, 50]
@@ -76,7 +76,7 @@ def test_sequences_decoded_together_say_what_they_say_alone() -> None:
         """Decode 20 tokens in each slot, whose prompts have the given lengths."""
         engine = make_engine()
         last = {
-            slot: prefill(engine, slot, embedded(engine, num_tokens), 0, 4)
+            slot: prefill(engine.step, slot, embedded(engine, num_tokens), 0, 4)[0]
             for slot, num_tokens in lengths.items()
         }
         states = {
@@ -91,6 +91,7 @@ def test_sequences_decoded_together_say_what_they_say_alone() -> None:
             if active:
                 logits = decode_step(
                     engine,
+                    engine.step,
                     active,
                     [states[slot].ids[-1] for slot in active],
                     [cached[slot] for slot in active],

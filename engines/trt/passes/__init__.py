@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ...lowering import Pass
 from .cache_window import ReadWindow
+from .choose_best import ChooseBest
 from .conditional_experts import ConditionalExperts
 from .dense_experts import DenseExperts
 from .external_weights import ExternalWeights, WeightInput, weight_inputs
@@ -40,7 +41,7 @@ def passes(options: LoweringOptions) -> list[Pass]:
     found += [SumRouterProducts(options.sms), InlineBodies(), StackRounding()]
     if options.weights == "external":
         found.append(ShareFP4Scale())
-    found += [ScaleStackedProducts(), WidenMixedProducts()]
+    found += [ScaleStackedProducts(), WidenMixedProducts(), ChooseBest()]
     if options.weights == "external":
         found.append(ExternalWeights())
     return [*found, UniqueNames()]

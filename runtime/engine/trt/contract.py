@@ -88,6 +88,8 @@ def _shapes(
             return {
                 names.HIDDEN: ((width,), ""),
                 names.LOGITS: ((config.decoder.vocab_size,), "FLOAT"),
+                names.BEST: ((-1,), "INT32"),
+                names.ENERGY: ((-1,), "FLOAT"),
             }
     found: dict[str, tuple[tuple[int, ...], str]] = {
         names.HIDDEN: ((width,), ""),
@@ -119,7 +121,7 @@ def _contract(graphs: Sequence[str], cache: CacheRecord) -> tuple[list[str], lis
         case names.PROJECTOR:
             return [names.MERGED], [names.FEATURES]
         case names.HEAD:
-            return [names.HIDDEN, names.ROWS], [names.LOGITS]
+            return [names.HIDDEN, names.ROWS], [names.LOGITS, names.BEST, names.ENERGY]
     layers = cache_names(cache.tensors, len(graphs))
     tensors = [name for called in layers for name in called.values()]
     given = [names.HIDDEN, *tensors, names.LENGTHS, names.WINDOW]

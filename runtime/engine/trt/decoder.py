@@ -2,25 +2,30 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ... import names
 from ...limits import Limits
 from ..protocol import FloatArray, IntArray
 from .contract import cache_names
 from .device import Device, Handle
+from .head import Head
 from .memory import DeviceCache
-from .numbers import STORED, from_stored, to_stored
-from .plan import Shape
+from .numbers import STORED, to_stored
+from .plan import Plan, Shape
 from .stage import Stage
 
 WINDOW_STEP = 256
 """Attention reads the cache in multiples of this: each new shape is compiled and recorded."""
 _MAX_RECORDINGS = 32
+
+Reader = Callable[[int], NDArray[Any]]
+"""Copies what the head made of so many rows: `Head.read_logits` or `Head.read_best`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +52,10 @@ class Decoder:
     def __init__(
         self,
         groups: Sequence[LayerGroup],
-        head: Stage,
+        head: Head,
         cache: DeviceCache,
         *,
         width: int,
-        vocab_size: int,
         limits: Limits,
         device: Device,
     ) -> None:
@@ -59,15 +63,14 @@ class Decoder:
 
         Args:
             groups: all layers, in order.
-            head: final norm and logits.
+            head: what follows them.
             cache: what the layers read and write.
             width: C.
-            vocab_size: V.
             limits: slots, their capacity, tokens of a step.
             device: where all of them are.
         """
         self._groups, self._head, self._cache, self._device = groups, head, cache, device
-        self._width, self._vocab_size, self._limits = width, vocab_size, limits
+        self._width, self._limits = width, limits
         first = groups[0].stage.plan
         self._dtype, self._lengths_dtype = first.dtype(names.HIDDEN), first.dtype(names.LENGTHS)
         tokens = limits.max_slots * limits.prefill_chunk
@@ -75,47 +78,51 @@ class Decoder:
         self._hidden = [device.allocate(tokens * width * size) for _ in range(2)]
         self._lengths = device.allocate(8 * limits.max_slots)
         self._window = device.allocate(4 * limits.max_tokens)
-        self._max_rows = max(limits.max_slots, limits.prefill_chunk)
-        self._rows = device.allocate(8 * self._max_rows)
-        self._logits = device.allocate(4 * self._max_rows * vocab_size)
         self._recordings: OrderedDict[_Sizes, Handle | None] = OrderedDict()
         self._records = True
 
     def run(
-        self, first_slot: int, hidden: FloatArray, lengths: IntArray, rows: IntArray
-    ) -> FloatArray:
+        self,
+        first_slot: int,
+        hidden: FloatArray,
+        lengths: IntArray,
+        rows: IntArray,
+        read: Reader,
+    ) -> NDArray[Any]:
         """Append tokens to some slots.
 
         Args:
             first_slot: of B neighbours.
             hidden: (B, S, C), at most `prefill_chunk` tokens each.
             lengths: tokens that each slot has before, (B,).
-            rows: which of the flattened (B * S) tokens need logits.
+            rows: which of the flattened (B * S) tokens the head takes.
+            read: of the head, what is wanted of them.
 
         Returns:
-            Logits (N, V).
+            What `read` gives for these rows, (N, ...).
         """
         batch, tokens = hidden.shape[:2]
         needed = int(lengths.max()) + tokens
         window = min(self._limits.max_tokens, -(-needed // WINDOW_STEP) * WINDOW_STEP)
         self._device.write(self._hidden[0], to_stored(hidden, self._dtype))
         self._device.write(self._lengths, to_stored(lengths, self._lengths_dtype))
-        some = rows[: self._max_rows]
+        max_rows = self._head.max_rows
+        some = rows[:max_rows]
         sizes = _Sizes(
             first_slot=first_slot, batch=batch, tokens=tokens, window=window, rows=len(some)
         )
         if len(some):
-            self._write_rows(some)
+            self._head.write_rows(some)
         if tokens == 1:
             self._decode(sizes)
         else:
             self._enqueue(sizes)
-        found = [self._read_logits(len(some))]
-        for start in range(self._max_rows, len(rows), self._max_rows):
-            some = rows[start : start + self._max_rows]
-            self._write_rows(some)
+        found = [read(len(some))]
+        for start in range(max_rows, len(rows), max_rows):
+            some = rows[start : start + max_rows]
+            self._head.write_rows(some)
             self._enqueue_head(batch, tokens, len(some))
-            found.append(self._read_logits(len(some)))
+            found.append(read(len(some)))
         return np.concatenate(found)
 
     def _decode(self, sizes: _Sizes) -> None:
@@ -142,18 +149,21 @@ class Decoder:
                 self._forget_oldest()
 
     def _can_be_recorded(self, sizes: _Sizes) -> bool:
-        stages = [*(group.stage for group in self._groups), self._head]
-        return all(stage.plan.can_be_recorded(sizes) for stage in stages)
+        return all(plan.can_be_recorded(sizes) for plan in self._plans)
 
     def _forget_oldest(self) -> None:
         sizes, recording = self._recordings.popitem(last=False)
         if recording is not None:
             self._device.forget(recording)
-        for stage in (*(group.stage for group in self._groups), self._head):
-            stage.plan.forget(sizes)
+        for plan in self._plans:
+            plan.forget(sizes)
+
+    @property
+    def _plans(self) -> list[Plan]:
+        return [*(group.stage.plan for group in self._groups), self._head.plan]
 
     def _enqueue(self, sizes: _Sizes, owner: _Sizes | None = None) -> None:
-        """Ask for all layers, then for the head if logits are wanted."""
+        """Ask for all layers, then for the head if it has rows."""
         hidden = (sizes.batch, sizes.tokens, self._width)
         source, target = self._hidden
         for group in self._groups:
@@ -190,16 +200,4 @@ class Decoder:
         self, batch: int, tokens: int, num_rows: int, owner: _Sizes | None = None
     ) -> None:
         last = self._hidden[len(self._groups) % 2]
-        shapes = {names.HIDDEN: (batch, tokens, self._width), names.ROWS: (num_rows,)}
-        addresses = {names.HIDDEN: last, names.ROWS: self._rows, names.LOGITS: self._logits}
-        self._head.enqueue(shapes, addresses, owner)
-
-    def _write_rows(self, rows: IntArray) -> None:
-        self._device.write(self._rows, to_stored(rows, self._head.plan.dtype(names.ROWS)))
-
-    def _read_logits(self, num_rows: int) -> FloatArray:
-        dtype = self._head.plan.dtype(names.LOGITS)
-        stored = np.empty((num_rows, self._vocab_size), dtype=STORED[dtype])
-        if num_rows:
-            self._device.read(self._logits, stored)
-        return from_stored(stored, dtype)
+        self._head.enqueue(last, (batch, tokens, self._width), num_rows, owner)

@@ -1,9 +1,11 @@
-"""The engine protocol on plans of TensorRT: everything stays on the device but ids and logits."""
+"""The engine protocol on plans of TensorRT: only ids cross the border, and logits if asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ... import names
 from ...artifact.folder import Artifact
@@ -18,8 +20,9 @@ from ..embedding import EmbeddingTable
 from ..protocol import FloatArray, IntArray
 from ..vision_inputs import vision_inputs
 from .contract import check_plans
-from .decoder import Decoder, LayerGroup
+from .decoder import Decoder, LayerGroup, Reader
 from .device import CudaDevice, Device
+from .head import Head
 from .memory import DeviceCache, Weights
 from .package import check_device, load_package
 from .pieces import cut_step
@@ -66,17 +69,17 @@ class TensorRTEngine:
         layers = [names.layer_name(layer) for layer in artifact.manifest.layers]
         self._vision, self._projector = stages[names.VISION], stages[names.PROJECTOR]
         self._cache = DeviceCache(layers, record.cache, record.limits, device)
-        groups = [
-            LayerGroup(one.graphs, stages[name])
-            for name, one in sorted(plans.engines.items())
-            if one.graphs[0] in layers
-        ]
-        self._decoder = Decoder(
-            groups,
+        self._head = Head(
             stages[names.HEAD],
+            vocab_size=self._table.vocab_size,
+            limits=record.limits,
+            device=device,
+        )
+        self._decoder = Decoder(
+            _layer_groups(plans, stages, layers),
+            self._head,
             self._cache,
             width=config.decoder.width,
-            vocab_size=self._table.vocab_size,
             limits=record.limits,
             device=device,
         )
@@ -104,25 +107,41 @@ class TensorRTEngine:
         self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
     ) -> FloatArray:
         """Append S tokens to each of B slots and return the logits of chosen tokens (N, V)."""
+        found = np.empty((len(rows), self._table.vocab_size), dtype=np.float32)
+        self._run(slots, hidden, lengths, rows, found, self._head.read_logits)
+        return found
+
+    def step_greedy(
+        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> IntArray:
+        """Append S tokens to each of B slots and return the best next ids of chosen ones (N,)."""
+        found = np.empty(len(rows), dtype=np.int64)
+        self._run(slots, hidden, lengths, rows, found, self._head.read_best)
+        return found
+
+    def _run(
+        self,
+        slots: Sequence[int],
+        hidden: FloatArray,
+        lengths: IntArray,
+        rows: IntArray,
+        found: NDArray[Any],
+        read: Reader,
+    ) -> None:
+        """Run a step piece by piece and fill `found` (N, ...) with what is read of the head."""
         check_step(slots, hidden, lengths, self._limits)
         with self._device.active():
-            return self._step(slots, hidden, lengths, rows)
-
-    def _step(
-        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
-    ) -> FloatArray:
-        logits = np.empty((len(rows), self._table.vocab_size), dtype=np.float32)
-        for piece in cut_step(slots, hidden.shape[1], rows, self._limits.prefill_chunk):
-            given = hidden[piece.batch, piece.tokens]
-            done = lengths[piece.batch] + piece.tokens.start
-            logits[piece.places] = self._decoder.run(piece.first_slot, given, done, piece.rows)
-        try:
-            check_finite(logits, "the decoder")
-        except NumericError:
-            for slot in slots:
-                self._cache.clear(slot)
-            raise
-        return logits
+            try:
+                for piece in cut_step(slots, hidden.shape[1], rows, self._limits.prefill_chunk):
+                    given = hidden[piece.batch, piece.tokens]
+                    done = lengths[piece.batch] + piece.tokens.start
+                    found[piece.places] = self._decoder.run(
+                        piece.first_slot, given, done, piece.rows, read
+                    )
+            except NumericError:
+                for slot in slots:
+                    self._cache.clear(slot)
+                raise
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` cached tokens of one slot to another."""
@@ -158,3 +177,14 @@ def _make_stages(
         name: Stage(plan, weights.addresses(record.engines[name].weights), scratch, device)
         for name, plan in plans.items()
     }
+
+
+def _layer_groups(
+    record: PlansRecord, stages: Mapping[str, Stage], layers: Sequence[str]
+) -> list[LayerGroup]:
+    """List what runs one behind the other: names sort in the order of the layers."""
+    return [
+        LayerGroup(one.graphs, stages[name])
+        for name, one in sorted(record.engines.items())
+        if one.graphs[0] in layers
+    ]

@@ -5,7 +5,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import helper
 from typer.testing import CliRunner
 
 from calibration.verify import verify_artifact
@@ -18,7 +20,9 @@ from export.stage import ExportOptions, export_checkpoint
 from runtime import files
 from runtime.artifact.folder import Artifact
 from runtime.artifact.records import TargetRecord
-from runtime.errors import GateError, UnsupportedError
+from runtime.errors import ArtifactError, GateError, UnsupportedError
+from runtime.names import BEST
+from tests.robustness.tampering import put_in_place
 from tool import app
 
 from .plan_header import read_header
@@ -87,6 +91,19 @@ def test_every_lowered_graph_means_what_its_module_computes(built: Path, tmp_pat
     figures = verify_artifact(folder, TARGET).parity[TARGET]
     assert figures.keys() == record_of(built).graphs.keys()
     assert max(figures.values()) < 1e-5
+
+
+def test_an_output_that_no_module_and_no_pass_gives_is_not_passed_over(
+    built: Path, tmp_path: Path
+) -> None:
+    folder, name = shutil.copytree(built, tmp_path / "built"), record_of(built).graphs["head"]
+    model = onnx.load(folder / name, load_external_data=False)
+    (best,) = (one for one in model.graph.output if one.name == BEST)
+    model.graph.node.append(helper.make_node("Identity", [BEST], ["second"]))
+    best.name = "second"
+    put_in_place(folder, name, model.SerializeToString())
+    with pytest.raises(ArtifactError, match=r"head cannot be measured: .*shorter"):
+        verify_artifact(folder, TARGET)
 
 
 def test_the_same_build_again_touches_nothing(built: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
+import onnx
 import pytest
 
 from runtime import Session
@@ -12,7 +13,7 @@ from runtime.engine.trt.engine import TensorRTEngine
 from runtime.engine.trt.package import check_device, load_package
 from runtime.errors import ArtifactError, UnsupportedError
 from tests.executing_trt import HostDevice, executing_package
-from tests.robustness.tampering import read_fields, write_fields
+from tests.robustness.tampering import put_in_place, read_fields, write_fields
 
 from .conftest import TARGET, make_engine
 
@@ -148,3 +149,12 @@ def test_plans_of_other_graphs_are_refused(copied: Path) -> None:
         caught.value
     )
     assert "layer_00 takes also self_attn.q_proj.weight" in str(caught.value)
+
+
+def test_a_head_that_does_not_choose_is_refused(copied: Path) -> None:
+    name = "engines/rtx-sm89+sm120/head.onnx"  # what the double runs
+    model = onnx.load(copied / name, load_external_data=False)
+    del model.graph.output[1:]
+    put_in_place(copied, name, model.SerializeToString())
+    with pytest.raises(ArtifactError, match=r"head gives no best, energy; .*build .* again"):
+        make_engine(copied, HostDevice())

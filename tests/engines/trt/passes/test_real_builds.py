@@ -9,17 +9,19 @@ import onnx_ir as ir
 import pytest
 
 from engines.lowering import lower
-from engines.trt.builder import BuiltPlan
+from engines.trt.builder import BuiltPlan, build_plan
 from engines.trt.home import Home
 from engines.trt.passes import LoweringOptions, passes
 from engines.trt.passes.chain_layers import chain_layers
 from engines.trt.passes.layer_experts import LAYER
-from engines.trt.passes.options import ExpertsForm
+from engines.trt.passes.options import ExpertsForm, WeightsPlace
 from engines.trt.profiles import ShapeRange, Shapes
+from engines.trt.sm import parse_target
 from runtime.errors import UnsupportedError
-from runtime.names import CACHE, CACHE_OUT, HIDDEN_OUT, place_name
+from runtime.names import BEST, CACHE, CACHE_OUT, ENERGY, HIDDEN_OUT, LOGITS, place_name
 from runtime.plugins.launch import PLUGIN_OPS
 
+from ..plan_header import read_header
 from .layers import CONFIG, DENSE, MAX_TOKENS, MOE, lowered, recipe, write_layer
 from .plans import build, layer_shapes, parse
 
@@ -187,3 +189,35 @@ def test_the_other_graphs_build_and_attention_is_fused_in_16_bits(
     attentions = CONFIG.vision.num_layers if graph == "vision" else 0
     assert len(plan.decomposed) == (attentions if base == "fp32" else 0)
     assert plan.weights_bytes < SHARED_BYTES
+
+
+EMBEDDED = [("embedded", CASES[index]) for index in (0, 3, 6, 9, 11)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "case"), [*(("external", case) for case in CASES), *EMBEDDED], ids=str
+)
+def test_a_head_gives_logits_and_their_best_in_every_format(
+    weights: WeightsPlace, case: tuple[str, tuple[str, ...], int], home: Home, tmp_path: Path
+) -> None:
+    base, formats, sm = case
+    asked = LoweringOptions(max_tokens=MAX_TOKENS, sms=(sm,), experts="dense", weights=weights)
+    model = lowered(write_layer(tmp_path, recipe(base, *formats), graph="head"), asked)
+    parsed = parse(home, model, tmp_path)
+    outputs = map(parsed.network.get_output, range(parsed.network.num_outputs))
+    assert [(one.name, one.dtype.name, tuple(one.shape)) for one in outputs] == [
+        (LOGITS, "FLOAT", (-1, CONFIG.decoder.vocab_size)),
+        (BEST, "INT32", (-1,)),
+        (ENERGY, "FLOAT", (-1,)),
+    ]
+    path = tmp_path / "head.plan"
+    build_plan(parsed, parse_target(f"rtx:sm{sm}"), [GRAPHS["head"]], path)
+    content = path.read_bytes()
+    assert all(name.encode() in content for name in (LOGITS, BEST, ENERGY))
+
+
+def test_one_head_is_built_for_two_cards(home: Home, tmp_path: Path) -> None:
+    path = write_layer(tmp_path, recipe("bf16", "fp8", "fp8"), graph="head")
+    model = lowered(path, LoweringOptions(max_tokens=MAX_TOKENS, sms=(89, 120), experts="dense"))
+    plan = build(home, model, tmp_path, [GRAPHS["head"]], "rtx:sm89+sm120")
+    assert read_header(plan.path.read_bytes()).sms == (89, 120)

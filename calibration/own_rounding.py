@@ -1,0 +1,83 @@
+"""What a graph of target `cpu` rounds by itself: which values, in blocks of how many numbers.
+
+A recipe may allow it; the graph's nodes say where it happens. A module that does the same is what
+such a graph is judged by: without it, an expert chosen in another way would hide every mistake.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.quantised.codes import LARGEST
+from export.quantised.places import places
+from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name
+
+
+class OwnRounding(NamedTuple):
+    """Rounding in blocks, by parameter that the rounded values meet."""
+
+    blocks: Mapping[str, int]
+    replaces: frozenset[str]
+    """Parameters where it stands in the place of the recipe's rounding, not behind it."""
+
+
+def own_rounding(model: ir.Model, module: nn.Module) -> OwnRounding:
+    """Read off a lowered graph what it rounds.
+
+    Args:
+        model: of any target; only those of `cpu` round by themselves.
+        module: the module that the graph was traced from.
+    """
+    by_name = {blocks_name(place.parameter): place.parameter for place in places(module)}
+    blocks: dict[str, int] = {}
+    replaces = set()
+    for node in model.graph:
+        if node.domain != CPU_DOMAIN or node.op_type not in (BLOCK_LINEAR, BLOCK_EXPERTS):
+            continue
+        size = node.attributes["block_size"].as_int()
+        found = [by_name[value.name] for value in node.inputs if value and value.name in by_name]
+        if node.op_type == BLOCK_EXPERTS:
+            replaces.add(found[-1])  # between the halves
+            if node.attributes["num_shared"].as_int():
+                found += [name for name in by_name.values() if ".shared_experts." in name]
+        blocks |= dict.fromkeys(found, size)
+    return OwnRounding(blocks, frozenset(replaces))
+
+
+def round_in_blocks(module: nn.Module, rounding: OwnRounding) -> None:
+    """Let a module round as the graph does, behind what it rounds already."""
+    for port, size in _ports(module, rounding.blocks):
+        module.get_submodule(port).register_forward_pre_hook(
+            lambda _, inputs, size=size: (in_blocks(inputs[0], size), *inputs[1:])
+        )
+
+
+def replaced_ports(module: nn.Module, rounding: OwnRounding) -> frozenset[str]:
+    """Name the submodules whose input the recipe would round and the graph rounds otherwise."""
+    return frozenset(port for port, _ in _ports(module, dict.fromkeys(rounding.replaces, 0)))
+
+
+def in_blocks(x: Tensor, size: int) -> Tensor:
+    """Round (..., K) to int8, blocks of a row each by its largest number / 127.
+
+    Source: the kernels of ONNX Runtime with `accuracy_level` 4.
+    """
+    padded = F.pad(x, (0, -x.shape[-1] % size))
+    blocks = padded.reshape(*x.shape[:-1], -1, size)
+    most = blocks.abs().amax(dim=-1, keepdim=True)
+    per_step = torch.where(most > 0, LARGEST["int8"] / most, torch.zeros_like(most))
+    codes = (blocks * per_step).round()  # dividing by the step decides some ties otherwise
+    return (codes * (most / LARGEST["int8"])).reshape(padded.shape)[..., : x.shape[-1]]
+
+
+def _ports(module: nn.Module, blocks: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Give each submodule once whose input meets one of the parameters."""
+    done = set()
+    for place in places(module):
+        if place.parameter in blocks and place.port is not None and place.port not in done:
+            done.add(place.port)
+            yield place.port, blocks[place.parameter]

@@ -1,0 +1,97 @@
+"""Experts with integer codes as one `QMoE`, which reads the chosen ones' codes and nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from export.graph.edits import given
+from runtime.names import BLOCK_EXPERTS, CPU_DOMAIN, EXPERTS_DOWN
+
+from ..graph_edits import neutral_nodes, static_size
+from ..lowering import Lowered
+from .blocks import BlockCodes, BlockScales, register
+from .bodies import ROUNDS_NOTHING, ROUNDS_TO_INT8, add_body, inline_body
+from .expert_codes import ExpertCodes, common_block
+from .mixture import Mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockExperts:
+    """Replace ExpertsUp, ExpertsDown and the shared MLP by `BlockExperts`.
+
+    Where activations may not be rounded, the op's body stands in the graph itself, for int4 codes
+    only, and experts whose inner values are rounded stay: the operator cannot round there as the
+    recipe says. Where they may be, its own rounding, with a scale for each block of a row, takes
+    the place of a static one between the halves.
+    """
+
+    may_round: bool
+
+    @property
+    def name(self) -> str:
+        """Tells whether what meets the codes is rounded."""
+        return "block-experts-rounding-activations" if self.may_round else "block-experts"
+
+    def requires(self, model: ir.Model) -> str | None:
+        """Accept any graph; one without integer codes of experts stays as it is."""
+        del model
+        return None
+
+    def run(self, lowered: Lowered) -> Lowered:
+        """Replace the experts of each layer."""
+        model = lowered.model
+        found = list(_mixtures(model, may_round=self.may_round))
+        if not found:
+            return lowered
+        weights = [one for mixture in found for one in _replace(model.graph, mixture)]
+        common.RemoveUnusedNodesPass()(model)
+        add_body(
+            model,
+            BLOCK_EXPERTS,
+            accuracy_level=ROUNDS_TO_INT8 if self.may_round else ROUNDS_NOTHING,
+        )
+        if not self.may_round:
+            inline_body(model, BLOCK_EXPERTS)
+        return replace(lowered, new_weights=(*lowered.new_weights, *weights))
+
+    def ensures(self, model: ir.Model) -> str | None:
+        """No experts are left that could be replaced."""
+        left = [mixture.mixed.name for mixture in _mixtures(model, may_round=self.may_round)]
+        return f"experts with codes left: {left}" if left else None
+
+
+def _mixtures(model: ir.Model, *, may_round: bool) -> Iterator[Mixture]:
+    for node in neutral_nodes(model, EXPERTS_DOWN):
+        mixture = Mixture.of(node, may_round=may_round)
+        if mixture is not None:
+            yield mixture
+
+
+def _replace(graph: ir.Graph, mixture: Mixture) -> tuple[BlockCodes | BlockScales, ...]:
+    shared = mixture.shared
+    codes = ExpertCodes(
+        block=given(common_block(mixture.matrices)),
+        routed=mixture.routed,
+        shared=None if shared is None else shared.matrices,
+    )
+    weights = codes.weights()
+    k = static_size(mixture.experts, 1)
+    attributes = {
+        "bits": codes.bits,
+        "block_size": codes.block,
+        "k": k,
+        "num_shared": codes.num_shared,
+        "num_computed": k + codes.num_shared,
+    }
+    inputs = [mixture.hidden, mixture.experts, mixture.scores, *register(graph, weights)]
+    old = mixture.mixed
+    made = ir.node(BLOCK_EXPERTS, inputs, attributes, domain=CPU_DOMAIN, name=old.name)
+    result = made.outputs[0]
+    result.name, result.type, result.shape = old.name, old.type, old.shape
+    graph.insert_before(given(old.producer()), made)
+    ir.convenience.replace_all_uses_with(old, result)
+    if shared is not None:
+        ir.convenience.replace_all_uses_with(shared.sum, shared.routed)
+    return weights

@@ -1,0 +1,129 @@
+"""The nodes that make up the experts of a layer: routed ones, and the shared MLP beside them."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from export.graph.edits import given
+from runtime.names import EXPERTS_UP
+
+from .expert_codes import SwiGLU, common_block
+from .stored_codes import StoredCodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """An MLP of stored codes whose result is added to that of the routed experts."""
+
+    matrices: SwiGLU
+    routed: ir.Value
+    """What it is added to: the routed experts' result, by slot and token."""
+    sum: ir.Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The experts of a layer that one operator can compute."""
+
+    hidden: ir.Value
+    """What the experts read, (N, C)."""
+    experts: ir.Value
+    scores: ir.Value
+    mixed: ir.Value
+    """The routed experts' result, (N, C)."""
+    routed: SwiGLU
+    shared: Shared | None
+
+    @classmethod
+    def of(cls, down_node: ir.Node, *, may_round: bool) -> "Mixture | None":
+        """Look around an ExpertsDown.
+
+        Args:
+            down_node: the second half of the experts.
+            may_round: whether the operator may round in its own way between the halves, where the
+                recipe rounds to int8; it cannot do it in the recipe's. Codes of 8 bits need it.
+
+        Returns:
+            None if these experts have to stay as they are.
+        """
+        inner, experts, scores, down = (given(value) for value in down_node.inputs)
+        up_node = (_before_rounding(inner) if may_round else inner).producer()
+        if up_node is None or up_node.op_type != EXPERTS_UP:
+            return None
+        routed = SwiGLU.of(up_node.inputs[2], up_node.inputs[3], down)
+        if routed is None or common_block(routed.matrices) is None:
+            return None
+        if routed.gate.bits != 4 and not may_round:
+            return None
+        hidden, mixed = given(up_node.inputs[0]), down_node.outputs[0]
+        return cls(
+            hidden=hidden,
+            experts=experts,
+            scores=scores,
+            mixed=mixed,
+            routed=routed,
+            shared=_shared(mixed, hidden, routed),
+        )
+
+    @property
+    def matrices(self) -> tuple[StoredCodes, ...]:
+        """All that the operator reads."""
+        shared = () if self.shared is None else self.shared.matrices.matrices
+        return (*self.routed.matrices, *shared)
+
+
+def _before_rounding(value: ir.Value) -> ir.Value:
+    """Return what was rounded to int8 to give a value; the value itself if nothing was."""
+    back = _node(value, "DequantizeLinear")
+    there = None if back is None else _node(back.inputs[0], "QuantizeLinear")
+    is_int8 = there is not None and there.outputs[0].dtype == ir.DataType.INT8
+    return given(there.inputs[0]) if there is not None and is_int8 else value
+
+
+def _shared(mixed: ir.Value, hidden: ir.Value, routed: SwiGLU) -> Shared | None:
+    """Find the shared MLP, if it can be cut into experts of the routed ones' form.
+
+    One whose values are rounded by the recipe stays as it is: it can be computed in that way.
+    """
+    whole = _only_user(mixed, "Reshape")
+    added = None if whole is None else _only_user(whole, "Add")
+    if whole is None or added is None:
+        return None
+    other = next(value for value in given(added.producer()).inputs if value is not whole)
+    found, rows = _swiglu(given(other)), _node(hidden, "Reshape")
+    if found is None or rows is None or rows.inputs[0] is not found[0]:
+        return None
+    matrices = found[1]
+    fits = common_block((*routed.matrices, *matrices.matrices)) == common_block(routed.matrices)
+    if not fits or matrices.width % routed.width:
+        return None
+    return Shared(matrices=matrices, routed=whole, sum=added)
+
+
+def _swiglu(value: ir.Value) -> tuple[ir.Value, SwiGLU] | None:
+    """Take apart down(silu(gate(x)) * up(x)): x, and the matrices."""
+    down = _node(value, "MatMul")
+    product = None if down is None else _node(down.inputs[0], "Mul")
+    swish = None if product is None else _node(product.inputs[0], "Mul")
+    if down is None or product is None or swish is None:
+        return None
+    gate, up = _node(swish.inputs[0], "MatMul"), _node(product.inputs[1], "MatMul")
+    half = _node(swish.inputs[1], "Sigmoid")
+    if gate is None or up is None or half is None or half.inputs[0] is not swish.inputs[0]:
+        return None
+    matrices = SwiGLU.of(gate.inputs[1], up.inputs[1], down.inputs[1])
+    if matrices is None or gate.inputs[0] is not up.inputs[0]:
+        return None
+    return given(gate.inputs[0]), matrices
+
+
+def _node(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node of some type that gives a value."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _only_user(value: ir.Value, op_type: str) -> ir.Value | None:
+    """What the only reader of a value gives, if it is of some type."""
+    users = [user for user, _ in value.uses()]
+    return users[0].outputs[0] if len(users) == 1 and users[0].op_type == op_type else None

@@ -1,0 +1,90 @@
+"""The head on the device: its buffers, and the two ways to read what it gives."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import names
+from ...errors import NumericError
+from ...limits import Limits
+from ..checks import check_finite
+from ..protocol import FloatArray, IntArray
+from .device import Device
+from .numbers import STORED, to_stored
+from .plan import Shape
+from .stage import Stage
+
+_WHERE = "the decoder"
+
+
+class Head:
+    """Logits of some rows, and which is the best of each; one buffer for each, used again."""
+
+    def __init__(self, stage: Stage, *, vocab_size: int, limits: Limits, device: Device) -> None:
+        """Reserve buffers for the most rows that a run takes.
+
+        Args:
+            stage: final norm, logits, and their best.
+            vocab_size: V.
+            limits: slots, tokens of a step.
+            device: where the stage is.
+        """
+        self.plan = stage.plan
+        self.max_rows = max(limits.max_slots, limits.prefill_chunk)
+        self._stage, self._vocab_size, self._device = stage, vocab_size, device
+        self._rows = device.allocate(8 * self.max_rows)
+        self._outputs = {
+            names.LOGITS: device.allocate(4 * self.max_rows * vocab_size),
+            names.BEST: device.allocate(4 * self.max_rows),
+            names.ENERGY: device.allocate(4 * self.max_rows),
+        }
+
+    def write_rows(self, rows: IntArray) -> None:
+        """Say which tokens the next run takes, as indices into its flattened tokens."""
+        self._device.write(self._rows, to_stored(rows, self.plan.dtype(names.ROWS)))
+
+    def enqueue(self, hidden: int, shape: Shape, num_rows: int, owner: Hashable = None) -> None:
+        """Ask the device to run the head.
+
+        Args:
+            hidden: address of the hidden states.
+            shape: of these, (B, S, C).
+            num_rows: how many rows were written.
+            owner: as in `Plan.enqueue`.
+        """
+        shapes = {names.HIDDEN: shape, names.ROWS: (num_rows,)}
+        addresses = {names.HIDDEN: hidden, names.ROWS: self._rows, **self._outputs}
+        self._stage.enqueue(shapes, addresses, owner)
+
+    def read_logits(self, num_rows: int) -> FloatArray:
+        """Copy the logits of the last run, (N, V).
+
+        Raises:
+            NumericError: one of them is not finite.
+        """
+        logits: FloatArray = self._read(names.LOGITS, (num_rows, self._vocab_size))
+        check_finite(logits, _WHERE)
+        return logits
+
+    def read_best(self, num_rows: int) -> IntArray:
+        """Copy the ids of the highest logits of the last run, (N,): 8 bytes for each row.
+
+        Raises:
+            NumericError: a row has a logit that is not finite; its sum of squares tells. Or the
+                device found no logit that equals the highest one.
+        """
+        check_finite(self._read(names.ENERGY, (num_rows,)), _WHERE)
+        best: IntArray = self._read(names.BEST, (num_rows,)).astype(np.int64)
+        if (best >= self._vocab_size).any():
+            raise NumericError(
+                f"no logit from {_WHERE} equals the highest one; run `tool.py verify`"
+            )
+        return best
+
+    def _read(self, name: str, shape: Shape) -> NDArray[Any]:
+        stored = np.empty(shape, dtype=STORED[self.plan.dtype(name)])
+        if stored.size:
+            self._device.read(self._outputs[name], stored)
+        return stored

@@ -1,0 +1,104 @@
+// Products in fp32 with AVX-512: four rows and 64 columns stay in registers, or one row and 256, so
+// that the weights of a single row are read in long runs.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "dense_product.h"
+
+namespace kimivl {
+namespace {
+
+constexpr int kRows = 4;
+constexpr int kSums = 16;  // vectors
+constexpr int64_t kAhead = 8;  // inputs whose weights are asked for before they are needed
+
+template <Type type>
+__m512 load(const void* values, int64_t index, __mmask16 mask) {
+  if constexpr (type == Type::kFloat) {
+    return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + index);
+  }
+  const __m256i half =
+      _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + index);
+  if constexpr (type == Type::kFloat16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+template <Type type>
+constexpr int64_t sizeof_type() {
+  return type == Type::kFloat ? 4 : 2;
+}
+
+template <Type type, int rows>
+void multiply_columns(const DenseWeights& weights, int64_t first, const float* x, int64_t x_stride,
+                      float* y, int64_t y_stride) {
+  constexpr int kVectors = kSums / rows;
+  __mmask16 masks[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = std::clamp<int64_t>(weights.outputs - first - 16 * v, 0, 16);
+    masks[v] = static_cast<__mmask16>((1u << left) - 1);
+  }
+  __m512 sums[rows][kVectors];
+  for (auto& row : sums) {
+    for (auto& sum : row) sum = _mm512_setzero_ps();
+  }
+  for (int64_t input = 0; input < weights.inputs; ++input) {
+    const int64_t start = input * weights.outputs + first;
+    for (int v = 0; v < kVectors; ++v) {
+      if constexpr (rows == 1) {
+        const int64_t ahead = start + kAhead * weights.outputs + 16 * v;
+        _mm_prefetch(static_cast<const char*>(weights.values) + ahead * sizeof_type<type>(),
+                     _MM_HINT_T0);
+      }
+      const __m512 w = load<type>(weights.values, start + 16 * v, masks[v]);
+      for (int r = 0; r < rows; ++r) {
+        sums[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * x_stride + input]), w, sums[r][v]);
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      _mm512_mask_storeu_ps(y + r * y_stride + first + 16 * v, masks[v], sums[r][v]);
+    }
+  }
+}
+
+template <Type type, int rows>
+void multiply_rows(const DenseWeights& weights, const float* x, int64_t x_stride, float* y,
+                   int64_t y_stride) {
+  for (int64_t first = 0; first < weights.outputs; first += 16 * kSums / rows) {
+    multiply_columns<type, rows>(weights, first, x, x_stride, y, y_stride);
+  }
+}
+
+template <Type type>
+void multiply_typed(const DenseWeights& weights, const float* x, int64_t x_stride, int64_t rows,
+                    float* y, int64_t y_stride) {
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) {
+    multiply_rows<type, kRows>(weights, x + r * x_stride, x_stride, y + r * y_stride, y_stride);
+  }
+  for (; r < rows; ++r) {
+    multiply_rows<type, 1>(weights, x + r * x_stride, x_stride, y + r * y_stride, y_stride);
+  }
+}
+
+void multiply(const DenseWeights& weights, const float* x, int64_t x_stride, int64_t rows, float* y,
+              int64_t y_stride) {
+  switch (weights.type) {
+    case Type::kFloat:
+      return multiply_typed<Type::kFloat>(weights, x, x_stride, rows, y, y_stride);
+    case Type::kFloat16:
+      return multiply_typed<Type::kFloat16>(weights, x, x_stride, rows, y, y_stride);
+    default:
+      return multiply_typed<Type::kBfloat16>(weights, x, x_stride, rows, y, y_stride);
+  }
+}
+
+}  // namespace
+
+DenseProduct avx512_dense_product() { return multiply; }
+
+}  // namespace kimivl

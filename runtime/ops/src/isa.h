@@ -1,0 +1,11 @@
+// Which instructions this processor has.
+#pragma once
+
+namespace kimivl {
+
+enum class Isa { kPlain, kAvx2, kAvx512 };
+
+// The best that is there; the environment variable KIMIVL_OPS_ISA (avx512, avx2, plain) lowers it.
+Isa best_isa();
+
+}  // namespace kimivl

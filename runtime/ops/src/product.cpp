@@ -1,0 +1,68 @@
+#include "product.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "isa.h"
+
+namespace kimivl {
+namespace {
+
+// Rows in the order of tiles against panels of 16 outputs.
+void multiply_panels(const ProductFunctions& functions, const BlockWeights& weights, int64_t first,
+                     int64_t last, const RoundedRows& rows, float* out, int64_t stride) {
+  thread_local std::vector<uint8_t> codes;
+  thread_local std::vector<float> scales;
+  const int64_t stored = (weights.width + kChunk - 1) / kChunk * kChunk;
+  codes.resize(static_cast<size_t>(stored * kPanel + 64));
+  scales.resize(static_cast<size_t>(weights.blocks() * kPanel));
+  auto* aligned = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(codes.data()) + 63) &
+                                             ~uintptr_t{63});
+  const Panel panel{aligned, scales.data()};
+  alignas(64) float block[kTileRows * kPanel];
+  for (int64_t start = first; start < last; start += kPanel) {
+    functions.unpack_panel(weights, start, panel);
+    const auto width = static_cast<size_t>(std::min<int64_t>(kPanel, last - start));
+    for (int64_t index = 0; index < rows.num_tiles(); ++index) {
+      const Tile tile = rows.tile(index);
+      functions.multiply_panel(weights, panel, tile, block);
+      for (int row = 0; row < tile.rows; ++row) {
+        float* target = out + (index * kTileRows + row) * stride + (start - first);
+        std::memcpy(target, block + row * kPanel, width * sizeof(float));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const ProductFunctions& product_functions() {
+  static const ProductFunctions plain = plain_functions(), avx2 = avx2_functions(),
+                                avx512 = avx512_functions();
+  switch (best_isa()) {
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kAvx2:
+      return avx2;
+    default:
+      return plain;
+  }
+}
+
+void multiply(const BlockWeights& weights, int64_t first, int64_t last, const RoundedRows& rows,
+              float* out, int64_t stride) {
+  const ProductFunctions& functions = product_functions();
+  if (!rows.is_few()) {
+    multiply_panels(functions, weights, first, last, rows, out, stride);
+    return;
+  }
+  for (int64_t start = 0; start < rows.count(); start += kFewRows) {
+    Tile tiles[kFewRows];
+    const int64_t count = std::min<int64_t>(kFewRows, rows.count() - start);
+    for (int64_t i = 0; i < count; ++i) tiles[i] = rows.tile(start + i);
+    functions.multiply_rows(weights, first, last, tiles, count, out + start * stride, stride);
+  }
+}
+
+}  // namespace kimivl

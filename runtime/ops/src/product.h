@@ -1,0 +1,49 @@
+// Products of rounded rows with matrices in blocks; one table of functions for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "block_weights.h"
+#include "rounded.h"
+
+namespace kimivl {
+
+constexpr int kPanel = 16;  // outputs that are computed side by side
+
+// A panel's codes in the order in which tiles are read, one byte each, and its scales by block.
+struct Panel {
+  uint8_t* codes;  // (stored width / 4, kPanel, 4)
+  float* scales;   // (blocks, kPanel)
+};
+
+struct ProductFunctions {
+  const char* name;
+  // Round `shape.width` values: codes in their own order, one scale and one sum of codes per block.
+  // A block with a NaN gets a NaN for its scale.
+  void (*round_row)(const RoundingShape& shape, const float* row, int8_t* codes, float* scales,
+                    int32_t* sums);
+  // For each of `count` tiles of one row: outputs [first, last) to out[tile * stride].
+  void (*multiply_rows)(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
+                        int64_t count, float* out, int64_t stride);
+  // Put 16 rows in the order of tiles; null if there is nothing better than `multiply_rows`.
+  void (*unpack_panel)(const BlockWeights& weights, int64_t first, const Panel& panel);
+  // Outputs of a panel for all rows of a tile: out (rows, kPanel).
+  void (*multiply_panel)(const BlockWeights& weights, const Panel& panel, const Tile& tile,
+                         float* out);
+  // silu(gate) * up of `count` pairs (gate, up).
+  void (*swiglu)(const float* pairs, int64_t count, float* out);
+};
+
+// What this processor runs fastest; KIMIVL_OPS_ISA=avx512, avx2 or plain asks for another one.
+const ProductFunctions& product_functions();
+
+ProductFunctions avx512_functions();
+ProductFunctions avx2_functions();
+ProductFunctions plain_functions();
+
+// Outputs [first, last) of all rows: out[row * stride + output - first]; on the calling thread.
+// `first` is a multiple of 16.
+void multiply(const BlockWeights& weights, int64_t first, int64_t last, const RoundedRows& rows,
+              float* out, int64_t stride);
+
+}  // namespace kimivl

@@ -1,0 +1,399 @@
+// Products with AVX-512 and VNNI: 64 multiply-adds of bytes in one instruction.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "product.h"
+#include "scale_types.h"
+
+namespace kimivl {
+namespace {
+
+using ScaleType = BlockWeights::ScaleType;
+
+// Sixteen scales, or fewer where the mask says so.
+template <ScaleType type>
+__m512 load_scales(const char* scales, int64_t index, __mmask16 mask) {
+  if constexpr (type == ScaleType::kFloat) {
+    return _mm512_maskz_loadu_ps(mask, scales + index * 4);
+  }
+  const __m256i half = _mm256_maskz_loadu_epi16(mask, scales + index * 2);
+  if constexpr (type == ScaleType::kFloat16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+__mmask16 first_lanes(int64_t count) {
+  return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << count) - 1);
+}
+
+__mmask64 first_bytes(int64_t count) {
+  return count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
+}
+
+void round_row(const RoundingShape& shape, const float* row, int8_t* codes, float* scales,
+               int32_t* sums) {
+  const __m512 sign = _mm512_set1_ps(-0.0f);
+  for (int64_t block = 0; block < shape.blocks(); ++block) {
+    const int64_t start = block * shape.block;
+    const int64_t end = std::min<int64_t>(start + shape.block, shape.width);
+    __m512 most = _mm512_setzero_ps();
+    __mmask16 unordered = 0;
+    for (int64_t i = start; i < end; i += 16) {
+      const __m512 x = _mm512_maskz_loadu_ps(first_lanes(end - i), row + i);
+      most = _mm512_max_ps(most, _mm512_andnot_ps(sign, x));
+      unordered |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    }
+    const float scale = _mm512_reduce_max_ps(most) / 127.0f;
+    const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1.0f / scale : 0.0f);
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = start; i < end; i += 16) {
+      const __m512 x = _mm512_maskz_loadu_ps(first_lanes(end - i), row + i);
+      const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+      sum = _mm512_add_epi32(sum, code);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtsepi32_epi8(code));
+    }
+    scales[block] = unordered ? std::numeric_limits<float>::quiet_NaN() : scale;
+    sums[block] = _mm512_reduce_add_epi32(sum);
+  }
+}
+
+// Sums of four vectors, in the order of the arguments.
+__m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 all = _mm512_add_ps(
+      _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+      _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+constexpr int64_t kMostBlocks = 1024;
+// Bytes of codes and of scales that are asked for before they are needed.
+constexpr int64_t kAhead = 4096, kScalesAhead = 512;
+
+// Lane i of 16 gets the scale of its elements, where a vector of codes spans several blocks.
+struct LaneScales {
+  __m512i order;
+  int64_t blocks_per_vector;  // 0: a block is longer than a vector
+  int64_t vectors_per_block;
+
+  LaneScales(int64_t block, int64_t elements) {
+    blocks_per_vector = block < elements ? elements / block : 0;
+    vectors_per_block = block < elements ? 1 : block / elements;
+    const int64_t count = std::max<int64_t>(blocks_per_vector, 1);
+    alignas(64) int32_t lanes[16];
+    for (int lane = 0; lane < 16; ++lane) lanes[lane] = static_cast<int32_t>(lane * count / 16);
+    order = _mm512_load_si512(lanes);
+  }
+
+  template <bool is_fine>
+  __m512 of(const float* combined, int64_t vector) const {
+    if constexpr (is_fine) {
+      return _mm512_permutexvar_ps(order, _mm512_loadu_ps(combined + vector * blocks_per_vector));
+    }
+    return _mm512_set1_ps(combined[vector / vectors_per_block]);
+  }
+};
+
+template <ScaleType type>
+float combine_scales(const BlockWeights& weights, int64_t row, const Tile& tile, float* combined) {
+  const char* scales = weights.row_scales(row);
+  _mm_prefetch(scales + kScalesAhead, _MM_HINT_T0);
+  const int64_t blocks = weights.blocks();
+  __m512 offset = _mm512_setzero_ps();
+  for (int64_t i = 0; i < blocks; i += 16) {
+    const __mmask16 mask = first_lanes(blocks - i);
+    const __m512 both = _mm512_mul_ps(load_scales<type>(scales, i, mask),
+                                      _mm512_maskz_loadu_ps(mask, tile.scales + i));
+    const __m512i sums = _mm512_maskz_loadu_epi32(mask, tile.offsets + i);
+    offset = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(sums), offset);
+    _mm512_storeu_ps(combined + i, both);
+  }
+  return _mm512_reduce_add_ps(offset);
+}
+
+// One vector of codes times the activations that it meets: 16 sums, before any scale.
+template <int bits>
+__m512i multiply_codes(__m512i packed, const int8_t* activations) {
+  const __m512i zero = _mm512_setzero_si512();
+  if constexpr (bits == 8) return _mm512_dpbusd_epi32(zero, packed, _mm512_loadu_si512(activations));
+  const __m512i low_bits = _mm512_set1_epi8(0x0f);
+  const __m512i low = _mm512_and_si512(packed, low_bits);
+  const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+  const __m512i sums = _mm512_dpbusd_epi32(zero, low, _mm512_loadu_si512(activations));
+  return _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(activations + 64));
+}
+
+// One row of weights times `num_tiles` rows of activations: sums that are still to be added up.
+template <int bits, bool is_fine, int num_tiles>
+void add_row(const uint8_t* codes, int64_t bytes, const LaneScales& lanes, const Tile* tiles,
+             const float (*combined)[kMostBlocks + 16], __m512* totals) {
+  constexpr int64_t kElements = 64 * 8 / bits;
+  for (int t = 0; t < num_tiles; ++t) totals[t] = _mm512_setzero_ps();
+  const auto step = [&](int64_t vector, __m512i packed) {
+    for (int t = 0; t < num_tiles; ++t) {
+      const __m512i sums = multiply_codes<bits>(packed, tiles[t].codes + vector * kElements);
+      totals[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), lanes.of<is_fine>(combined[t], vector),
+                                  totals[t]);
+    }
+  };
+  const int64_t whole = bytes / 64;
+  for (int64_t vector = 0; vector < whole; ++vector) {
+    const uint8_t* place = codes + vector * 64;
+    _mm_prefetch(reinterpret_cast<const char*>(place + kAhead), _MM_HINT_T0);
+    step(vector, _mm512_loadu_si512(place));
+  }
+  if (bytes % 64 != 0) {
+    step(whole, _mm512_maskz_loadu_epi8(first_bytes(bytes % 64), codes + whole * 64));
+  }
+}
+
+// Some rows, one behind the other as they lie in memory, and their sums at once.
+template <ScaleType type, int bits, bool is_fine, int num_rows, int num_tiles>
+void multiply_few(const BlockWeights& weights, int64_t row, const LaneScales& lanes,
+                  const Tile* tiles, float* out, int64_t stride) {
+  alignas(64) float combined[num_tiles][kMostBlocks + 16];
+  __m512 totals[num_rows][num_tiles];
+  float offsets[num_rows][num_tiles];
+  for (int r = 0; r < num_rows; ++r) {
+    for (int t = 0; t < num_tiles; ++t) {
+      offsets[r][t] = combine_scales<type>(weights, row + r, tiles[t], combined[t]);
+    }
+    add_row<bits, is_fine, num_tiles>(weights.row(row + r), weights.row_bytes(), lanes, tiles,
+                                      combined, totals[r]);
+  }
+  for (int t = 0; t < num_tiles; ++t) {
+    if constexpr (num_rows == 4) {
+      alignas(16) float sums[4];
+      _mm_store_ps(sums, sums_of(totals[0][t], totals[1][t], totals[2][t], totals[3][t]));
+      for (int r = 0; r < 4; ++r) out[t * stride + r] = sums[r] + offsets[r][t];
+    } else {
+      for (int r = 0; r < num_rows; ++r) {
+        out[t * stride + r] = _mm512_reduce_add_ps(totals[r][t]) + offsets[r][t];
+      }
+    }
+  }
+}
+
+template <ScaleType type, int bits, bool is_fine, int num_tiles>
+void multiply_tiles(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
+                    float* out, int64_t stride) {
+  const LaneScales lanes(weights.block, 64 * 8 / bits);
+  int64_t row = first;
+  for (; row + 4 <= last; row += 4) {
+    multiply_few<type, bits, is_fine, 4, num_tiles>(weights, row, lanes, tiles, out + row - first,
+                                                    stride);
+  }
+  for (; row < last; ++row) {
+    multiply_few<type, bits, is_fine, 1, num_tiles>(weights, row, lanes, tiles, out + row - first,
+                                                    stride);
+  }
+}
+
+template <ScaleType type, int bits, bool is_fine>
+void multiply_sized(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
+                    int64_t count, float* out, int64_t stride) {
+  switch (count) {
+    case 4:
+      return multiply_tiles<type, bits, is_fine, 4>(weights, first, last, tiles, out, stride);
+    case 3:
+      return multiply_tiles<type, bits, is_fine, 3>(weights, first, last, tiles, out, stride);
+    case 2:
+      return multiply_tiles<type, bits, is_fine, 2>(weights, first, last, tiles, out, stride);
+    default:
+      return multiply_tiles<type, bits, is_fine, 1>(weights, first, last, tiles, out, stride);
+  }
+}
+
+template <ScaleType type>
+void multiply_typed(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
+                    int64_t count, float* out, int64_t stride) {
+  const bool is_fine = weights.block < 64 * 8 / weights.bits;
+  if (weights.bits == 4) {
+    return is_fine ? multiply_sized<type, 4, true>(weights, first, last, tiles, count, out, stride)
+                   : multiply_sized<type, 4, false>(weights, first, last, tiles, count, out, stride);
+  }
+  return is_fine ? multiply_sized<type, 8, true>(weights, first, last, tiles, count, out, stride)
+                 : multiply_sized<type, 8, false>(weights, first, last, tiles, count, out, stride);
+}
+
+void multiply_rows(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
+                   int64_t count, float* out, int64_t stride) {
+  switch (weights.scale_type) {
+    case ScaleType::kFloat:
+      return multiply_typed<ScaleType::kFloat>(weights, first, last, tiles, count, out, stride);
+    case ScaleType::kFloat16:
+      return multiply_typed<ScaleType::kFloat16>(weights, first, last, tiles, count, out, stride);
+    default:
+      return multiply_typed<ScaleType::kBfloat16>(weights, first, last, tiles, count, out, stride);
+  }
+}
+
+// Turn 16 rows of 16 dwords: vector i gets dword i of every row.
+void turn(__m512i (&v)[16]) {
+  __m512i a[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
+    v[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+    v[i + 4] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
+    v[i + 12] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
+  }
+}
+
+void unpack_panel(const BlockWeights& weights, int64_t first, const Panel& panel) {
+  const int64_t bytes = weights.row_bytes();
+  const __m512i low_bits = _mm512_set1_epi8(0x0f);
+  uint8_t* target = panel.codes;
+  int64_t rows[kPanel];  // behind the last row it is read again
+  for (int i = 0; i < kPanel; ++i) rows[i] = std::min<int64_t>(first + i, weights.rows - 1);
+  for (int64_t start = 0; start < bytes; start += 64) {
+    const __mmask64 mask = first_bytes(bytes - start);
+    __m512i v[16];
+    for (int i = 0; i < kPanel; ++i) {
+      v[i] = _mm512_maskz_loadu_epi8(mask, weights.row(rows[i]) + start);
+    }
+    turn(v);
+    if (weights.bits == 8) {
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(target + i * 64, v[i]);
+      target += 1024;
+      continue;
+    }
+    for (int i = 0; i < 16; ++i) {
+      _mm512_store_si512(target + i * 64, _mm512_and_si512(v[i], low_bits));
+      _mm512_store_si512(target + 1024 + i * 64,
+                         _mm512_and_si512(_mm512_srli_epi16(v[i], 4), low_bits));
+    }
+    target += 2048;
+  }
+  for (int64_t block = 0; block < weights.blocks(); ++block) {
+    for (int i = 0; i < kPanel; ++i) {
+      panel.scales[block * kPanel + i] = scale_at(weights, rows[i], block);
+    }
+  }
+}
+
+// Where the dwords of a block are: `parts` runs of `length` each, `distance` apart.
+struct BlockDwords {
+  int64_t first, length, parts, distance;
+
+  BlockDwords(const BlockWeights& weights, int64_t block) {
+    const int64_t dwords = weights.block / 4;
+    if (weights.bits == 8 || weights.block % kChunk == 0) {
+      first = block * dwords;
+      length = dwords;
+      parts = 1;
+      distance = 0;
+      return;
+    }
+    const int64_t per_chunk = kChunk / weights.block;
+    length = dwords / 2;  // even elements in the first half of a chunk, odd ones in the second
+    first = block / per_chunk * (kChunk / 4) + block % per_chunk * length;
+    parts = 2;
+    distance = kChunk / 8;
+  }
+};
+
+template <int num_rows>
+void multiply_panel_of(const BlockWeights& weights, const Panel& panel, const Tile& tile,
+                       float* out) {
+  __m512 totals[num_rows];
+  for (auto& total : totals) total = _mm512_setzero_ps();
+  for (int64_t block = 0; block < weights.blocks(); ++block) {
+    const BlockDwords dwords(weights, block);
+    __m512i sums[num_rows];
+    for (int r = 0; r < num_rows; ++r) {
+      sums[r] = _mm512_set1_epi32(tile.offsets[block * num_rows + r]);
+    }
+    for (int64_t part = 0; part < dwords.parts; ++part) {
+      const int64_t start = dwords.first + part * dwords.distance;
+      const uint8_t* codes = panel.codes + start * 64;
+      const int8_t* activations = tile.codes + start * num_rows * 4;
+      for (int64_t i = 0; i < dwords.length; ++i) {
+        const __m512i packed = _mm512_load_si512(codes + i * 64);
+        const auto* dword = reinterpret_cast<const int32_t*>(activations + i * num_rows * 4);
+        for (int r = 0; r < num_rows; ++r) {
+          sums[r] = _mm512_dpbusd_epi32(sums[r], packed, _mm512_set1_epi32(dword[r]));
+        }
+      }
+    }
+    const __m512 scales = _mm512_loadu_ps(panel.scales + block * kPanel);
+    for (int r = 0; r < num_rows; ++r) {
+      const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(tile.scales[block * num_rows + r]));
+      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), scale, totals[r]);
+    }
+  }
+  for (int r = 0; r < num_rows; ++r) _mm512_storeu_ps(out + r * kPanel, totals[r]);
+}
+
+template <int num_rows>
+void multiply_panel_sized(const BlockWeights& weights, const Panel& panel, const Tile& tile,
+                          float* out) {
+  if constexpr (num_rows > 0) {
+    if (tile.rows == num_rows) return multiply_panel_of<num_rows>(weights, panel, tile, out);
+    multiply_panel_sized<num_rows - 1>(weights, panel, tile, out);
+  }
+}
+
+void multiply_panel(const BlockWeights& weights, const Panel& panel, const Tile& tile, float* out) {
+  multiply_panel_sized<kTileRows>(weights, panel, tile, out);
+}
+
+// e^x, within 2e-7 of it; a NaN stays one.
+__m512 exponential(__m512 x) {
+  x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
+  const __m512 scaled = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+  const __m512 power = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT);
+  __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
+  rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
+  __m512 sum = _mm512_set1_ps(1.0f / 720);
+  for (const float factor : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  }
+  return _mm512_scalef_ps(sum, power);
+}
+
+void swiglu(const float* pairs, int64_t count, float* out) {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+  const __m512 one = _mm512_set1_ps(1.0f);
+  for (int64_t i = 0; i < count; i += 16) {
+    const int64_t left = 2 * (count - i);
+    const __m512 a = _mm512_maskz_loadu_ps(first_lanes(left), pairs + 2 * i);
+    const __m512 b = _mm512_maskz_loadu_ps(left > 16 ? first_lanes(left - 16) : __mmask16(0),
+                                           pairs + 2 * i + 16);
+    const __m512 gate = _mm512_permutex2var_ps(a, evens, b);
+    const __m512 up = _mm512_permutex2var_ps(a, odds, b);
+    const __m512 decay = exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+    const __m512 value = _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(one, decay)), up);
+    _mm512_mask_storeu_ps(out + i, first_lanes(count - i), value);
+  }
+}
+
+}  // namespace
+
+ProductFunctions avx512_functions() {
+  return {"avx512", round_row, multiply_rows, unpack_panel, multiply_panel, swiglu};
+}
+
+}  // namespace kimivl
