@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix docs wheel bench clean
+.PHONY: help demo test check fix docs ops wheel bench clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ fix: $(VENV)/.dev ## repair lint and format where a tool can
 docs: $(VENV)/.tool ## rewrite docs/cli.md from --help
 	@$(BIN)/python -m commands.cli_page > docs/cli.md.new
 	@mv docs/cli.md.new docs/cli.md
+
+ops: $(VENV)/.python ## build the kernels that target cpu is faster with; needs a C++ compiler
+	@$(BIN)/python -m runtime.ops.build
 
 wheel: $(VENV)/.dev ## the runtime as dist/kimivl-*.whl
 	@rm -rf build  # setuptools would pack modules that no longer exist

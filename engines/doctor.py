@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from runtime.errors import UnsupportedError
+from runtime.ops.library import find_library, instruction_set
+
 Level = Literal["ok", "warn", "fail"]
 
 NEEDED_PYTHON = (3, 11)
@@ -56,6 +59,7 @@ def examine() -> list[Finding]:
         check_memory(_read("/proc/meminfo")),
         check_disk(shutil.disk_usage(Path.cwd()).free),
         check_huge_pages(_read("/sys/kernel/mm/transparent_hugepage/enabled")),
+        check_custom_ops(),
         check_onnxruntime(_version("onnxruntime") or _version("onnxruntime-gpu")),
         check_providers(),
         *_check_packages(),
@@ -123,6 +127,19 @@ def check_huge_pages(enabled: str) -> Finding:
     """Say whether memory can come in huge pages, which large tables are read faster from."""
     match = re.search(r"\[(\w+)\]", enabled)
     return Finding(name="huge pages", value=match[1] if match else "unknown")
+
+
+def check_custom_ops() -> Finding:
+    """Look for the library of kernels that target `cpu` is faster with, and what it would use."""
+    name = "custom ops"
+    try:
+        library = find_library()
+    except UnsupportedError as error:
+        return Finding(name=name, value="cannot be used", level="warn", advice=str(error))
+    if library is None:
+        return Finding(name=name, value="not there", advice="`make ops` makes target cpu faster")
+    threads = len(os.sched_getaffinity(0))
+    return Finding(name=name, value=f"{instruction_set(library)}, {threads} threads")
 
 
 def check_onnxruntime(version: str | None) -> Finding:

@@ -1,11 +1,18 @@
-"""One small artifact, compiled through the command line, that many tests share."""
+"""One small artifact, compiled through the command line, that many tests share.
 
+Tests run what everybody has, ONNX Runtime's stock ops; those of the library of custom ops ask for
+it (`tests/runtime/ops`).
+"""
+
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tool import app
+
+os.environ["KIMIVL_OPS"] = "off"
 
 
 @pytest.fixture(scope="session")

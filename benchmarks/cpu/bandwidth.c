@@ -14,17 +14,17 @@
 
 typedef uint64_t vector __attribute__((vector_size(64)));
 
-enum { STREAMS = 8 };  // independent accumulators, so that loads do not wait for each other
+enum { LINES = 2, AHEAD = 8 };  // a step; how far before it lines are asked for
 
 static uint64_t read_all(const vector *from, size_t count) {
-    vector sums[STREAMS] = {{0}};
-    for (size_t i = 0; i + STREAMS <= count; i += STREAMS)
-        for (int k = 0; k < STREAMS; ++k) {
-            __builtin_prefetch(from + i + k + STREAMS);  // a fifth more than without it
+    vector sums[LINES] = {{0}};
+    for (size_t i = 0; i < count; i += LINES)
+        for (int k = 0; k < LINES; ++k) {
+            __builtin_prefetch(from + i + k + AHEAD);  // a sixth more than without it
             sums[k] ^= from[i + k];
         }
     uint64_t sum = 0;
-    for (int k = 0; k < STREAMS; ++k)
+    for (int k = 0; k < LINES; ++k)
         for (int lane = 0; lane < 8; ++lane) sum ^= sums[k][lane];
     return sum;
 }
@@ -32,7 +32,7 @@ static uint64_t read_all(const vector *from, size_t count) {
 int main(int argc, char **argv) {
     if (argc != 4) return 2;
     int threads = atoi(argv[1]), passes = atoi(argv[3]);
-    size_t share = strtoull(argv[2], NULL, 10) / threads / sizeof(vector) / STREAMS * STREAMS;
+    size_t share = strtoull(argv[2], NULL, 10) / threads / sizeof(vector) / LINES * LINES;
     size_t bytes = share * threads * sizeof(vector);
     if (!bytes || passes < 1) return 2;
     vector *buffer = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

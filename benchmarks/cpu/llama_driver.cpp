@@ -7,8 +7,9 @@
 //     anything wrong          {"error": "..."}
 //
 // DEPTH is the number of tokens in the cache before. The cache is filled to MAX_DEPTH by a real
-// prefill when a depth is first asked for, unless STATE holds what an earlier process filled; it
-// is then cut to the depth. Between requests the process waits for stdin and its threads sleep.
+// prefill when a depth is first asked for, and STATE keeps it for later processes, also a part of
+// it; the cache is then cut to the depth. Between requests the process waits for stdin and its
+// threads sleep.
 
 #include <algorithm>
 #include <chrono>
@@ -94,33 +95,30 @@ class Driver {
         filled_ = depth;
     }
 
-    // Fill the cache to MAX_DEPTH: from this process's copy, from the file, or by a prefill.
+    // Fill the cache to MAX_DEPTH: from this process's copy, or from the file and by a prefill.
     void restore() {
+        llama_memory_clear(llama_get_memory(context_), true);
         if (kept_.empty()) {
-            if (!load()) fill();
+            for (load(); filled_ < max_depth_; save())
+                for (int i = 0; i < 2; ++i) run(std::min(512, max_depth_ - filled_));
             kept_.resize(llama_state_seq_get_size(context_, 0));
             llama_state_seq_get_data(context_, kept_.data(), kept_.size(), 0);
-        } else {
-            llama_memory_clear(llama_get_memory(context_), true);
-            if (!llama_state_seq_set_data(context_, kept_.data(), kept_.size(), 0))
-                throw std::runtime_error("llama.cpp does not take its own state");
+        } else if (!llama_state_seq_set_data(context_, kept_.data(), kept_.size(), 0)) {
+            throw std::runtime_error("llama.cpp does not take its own state");
         }
         filled_ = max_depth_;
     }
 
-    bool load() {
-        llama_memory_clear(llama_get_memory(context_), true);
-        if (!std::filesystem::exists(state_path_)) return false;
+    void load() {
         llama_token unused;  // without a place for tokens nothing is loaded
         size_t count = 0;
-        return llama_state_seq_load_file(context_, state_path_.c_str(), 0, &unused, 1, &count) &&
-               llama_memory_seq_pos_max(llama_get_memory(context_), 0) == max_depth_ - 1;
+        if (std::filesystem::exists(state_path_) &&
+            !llama_state_seq_load_file(context_, state_path_.c_str(), 0, &unused, 1, &count))
+            throw std::runtime_error("delete " + state_path_ + ", llama.cpp does not take it");
+        filled_ = llama_memory_seq_pos_max(llama_get_memory(context_), 0) + 1;  // -1 if empty
     }
 
-    void fill() {
-        llama_memory_clear(llama_get_memory(context_), true);
-        filled_ = 0;
-        while (filled_ < max_depth_) run(std::min(512, max_depth_ - filled_));
+    void save() {
         std::string temporary = state_path_ + ".part";
         if (!llama_state_seq_save_file(context_, temporary.c_str(), 0, nullptr, 0))
             throw std::runtime_error("cannot write " + temporary);

@@ -5,6 +5,7 @@ graph that the op stands for, as it was.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -25,33 +26,44 @@ from .region import Region, cut_out
 _CACHE = (names.CACHE, names.CACHE_KEYS, names.CACHE_SCALES)
 
 
+@dataclass(frozen=True, kw_only=True)
 class CacheAttention:
-    """Cut attention out of a layer with an int8 cache, and call it as `CachedAttention`."""
+    """Cut attention out of a layer with an int8 cache, and call it as `CachedAttention`.
 
-    name = READS_LENGTHS
+    Our kernel of it rounds queries and weights to 8 bits, so that graphs whose activations may not
+    be rounded stay as they are.
+    """
+
+    may_round: bool
+
+    @property
+    def name(self) -> str:
+        """Tells whether anything is cut out."""
+        return READS_LENGTHS if self.may_round else f"no-{READS_LENGTHS}"
 
     def requires(self, model: ir.Model) -> str | None:
         """A layer with an int8 cache has one attention over it."""
         found = len(neutral_nodes(model, LATENT_ATTENTION))
-        return f"{found} {LATENT_ATTENTION}" if _has_codes(model) and found != 1 else None
+        return f"{found} {LATENT_ATTENTION}" if self._is_for(model) and found != 1 else None
 
     def run(self, lowered: Lowered) -> Lowered:
         """Cut it out; other graphs stay as they are."""
         model = lowered.model
-        if _has_codes(model):
+        if self._is_for(model):
             cut_out(model, _region(model), CPU_DOMAIN, CACHED_ATTENTION)
         return lowered
 
     def ensures(self, model: ir.Model) -> str | None:
         """Nothing else in the graph reads the cache."""
-        if not _has_codes(model):
+        if not self._is_for(model):
             return None
         readers = {user.op_type for name in _CACHE for user, _ in _tensor(model, name).uses()}
         return None if readers == {CACHED_ATTENTION} else f"{sorted(readers)} read the cache"
 
-
-def _has_codes(model: ir.Model) -> bool:
-    return any(value.name == names.CACHE_SCALES for value in model.graph.inputs)
+    def _is_for(self, model: ir.Model) -> bool:
+        return self.may_round and any(
+            value.name == names.CACHE_SCALES for value in model.graph.inputs
+        )
 
 
 def _tensor(model: ir.Model, name: str) -> ir.Value:

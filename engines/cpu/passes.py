@@ -22,6 +22,6 @@ def passes(*, may_round_activations: bool) -> list[Pass]:
         BlockExperts(may_round=may_round_activations),
         FuseExperts(),
         BlockLinears(may_round=may_round_activations),
-        CacheAttention(),
+        CacheAttention(may_round=may_round_activations),
         TileVisionAttention(),
     ]

@@ -1,5 +1,6 @@
 """The engine protocol on ONNX Runtime's CPU provider: one session per graph, cache in place."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from .. import names
 from ..artifact.folder import Artifact
 from ..config import KimiVLConfig
 from ..limits import Limits
-from ..ops.library import find_library, keep_packed
+from ..ops.library import configure, find_library
 from ..prompt.patches import PatchedImage
 from .cache import LatentCache
 from .checks import check_finite, check_grid, check_step
@@ -50,7 +51,11 @@ class OnnxEngine:
         self._vision_config = config.vision
         library = find_library()
         if library is not None:
-            keep_packed(library, is_wanted=should_pack(artifact, target, weights))
+            configure(
+                library,
+                num_threads=num_threads or len(os.sched_getaffinity(0)),
+                pack_weights=should_pack(artifact, target, weights),
+            )
         sessions = {
             name: open_session(artifact, path, num_threads=num_threads, ops_library=library)
             for name, path in record.graphs.items()

@@ -43,10 +43,10 @@ def session_from_bytes(
     num_threads: int | None = None,
     ops_library: Path | None = None,
 ) -> ort.InferenceSession:
-    """Load a graph for the CPU provider; about 30 sessions share one pool of threads.
+    """Load a graph for the CPU provider.
 
-    The pool is the process's and has one size: sessions that want another get pools of their own,
-    which stop spinning when they are idle, since they would else take the cores from each other.
+    An idle thread pool stops spinning, since about 30 sessions share the cores; beside kernels that
+    have threads of their own it never does.
 
     Args:
         content: the graph.
@@ -60,13 +60,9 @@ def session_from_bytes(
     _share_memory()
     options = ort.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    count = num_threads or len(os.sched_getaffinity(0))
-    if count == _shared_threads(count):
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = count
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # shapes change at every step
     # A graph means what it says: no fusion of its own may round where the recipe does not.
@@ -78,6 +74,7 @@ def session_from_bytes(
     )
     try:
         if ops_library is not None:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.register_custom_ops_library(str(ops_library))
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the bindings raise many types without a common base
@@ -92,14 +89,3 @@ def _share_memory() -> None:
     """Give all sessions one arena: each would else keep the scratch memory of its largest step."""
     kind, usage = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, usage), None)
-
-
-_pool_sizes: list[int] = []
-
-
-def _shared_threads(wanted: int) -> int:
-    """Give the size of the process's pool of threads, which the first who asks decides."""
-    if not _pool_sizes:
-        ort.set_global_thread_pool_sizes(wanted, 1)
-        _pool_sizes.append(wanted)
-    return _pool_sizes[0]

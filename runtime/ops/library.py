@@ -41,14 +41,25 @@ def find_library() -> Path | None:
     return LIBRARY
 
 
-def keep_packed(library: Path, *, is_wanted: bool) -> None:
-    """Say whether sessions that are made from now on copy weights into memory of large pages.
+def configure(library: Path, *, num_threads: int, pack_weights: bool) -> None:
+    """Say how kernels work from now on; both hold for the whole process.
 
     Args:
         library: from `find_library`.
-        is_wanted: otherwise weights are read where the file is mapped.
+        num_threads: that share the work of a kernel.
+        pack_weights: whether sessions that are made from now on copy their weights into memory of
+            large pages; otherwise weights are read where the file is mapped.
     """
-    ctypes.CDLL(str(library)).kimivl_pack_weights(int(is_wanted))
+    loaded = ctypes.CDLL(str(library))
+    loaded.kimivl_use_threads(num_threads)
+    loaded.kimivl_pack_weights(int(pack_weights))
+
+
+def instruction_set(library: Path) -> str:
+    """Name the instructions that the kernels use here: `avx512`, `avx2` or `plain`."""
+    name = ctypes.CDLL(str(library)).kimivl_instruction_set
+    name.restype = ctypes.c_char_p
+    return str(name().decode())
 
 
 def hash_sources() -> str:

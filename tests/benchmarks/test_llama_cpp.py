@@ -118,3 +118,16 @@ def test_the_real_llama_cpp_decodes_at_any_depth_in_any_order(
             with pytest.raises(KimiVLError, match="beyond the cache"):
                 llama.decode(601, 1)
     assert len(list(tmp_path.glob("small.600.fa?.state"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (FOLDER / "llama_driver").exists(), reason="llama.cpp is not built")
+def test_a_cache_that_was_filled_in_part_is_filled_on(tmp_path: Path) -> None:
+    model, state = tmp_path / "small.gguf", tmp_path / "small.1100.fa1.state"
+    write_random_model(model, SMALL, "q4_0")
+    with LlamaCpp.open(model, threads=1, max_depth=600) as llama:
+        llama.decode(600, 1)
+    in_part = (tmp_path / "small.600.fa1.state").rename(state).stat().st_size
+    with LlamaCpp.open(model, threads=1, max_depth=1100) as llama:
+        assert len(llama.decode(1100, 2)) == 2
+    assert state.stat().st_size == pytest.approx(in_part * 1100 / 600, rel=0.01)

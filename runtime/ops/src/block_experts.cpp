@@ -8,6 +8,7 @@
 #include "block_input.h"
 #include "kept_weights.h"
 #include "op.h"
+#include "pool.h"
 #include "product.h"
 #include "rounded.h"
 #include "split.h"
@@ -67,7 +68,7 @@ class BlockExperts final : public Kernel {
     auto* y = call.output_as<float>(0, x.shape);
     if (batch.tokens == 0) return;
     group(batch, chosen, scores);
-    const Team team = call.team();
+    const Team team = library_team();
     round_outer(team, batch, x.as<float>());
     multiply_up(team, batch);
     round_inner(team, batch);

@@ -3,6 +3,7 @@
 #include "block_input.h"
 #include "kept_weights.h"
 #include "op.h"
+#include "pool.h"
 #include "product.h"
 #include "rounded.h"
 #include "split.h"
@@ -28,7 +29,7 @@ class BlockLinear final : public Kernel {
     if (count == 0) return;
     thread_local RoundedRows rounded;
     RoundedRows& rows = rounded;  // of this thread, for all of the team
-    const Team team = call.team();
+    const Team team = library_team();
     rows.reset(RoundingShape::meeting(weights, x.last()), count);
     round_rows(team, rows, x.as<float>(), x.last());
     const OutputSplit split(weights, rows.is_few());

@@ -12,6 +12,7 @@
 #include "kept_weights.h"
 #include "latent_attention.h"
 #include "op.h"
+#include "pool.h"
 
 namespace kimivl {
 namespace {
@@ -102,7 +103,7 @@ class CachedAttention final : public Kernel {
     const Slot cache{static_cast<int8_t*>(written(call, 6, 1, 1)),
                      static_cast<float*>(written(call, 7, 2, 4)),
                      static_cast<float*>(written(call, 8, 3, 4))};
-    const Team team = call.team();
+    const Team team = library_team();
     for (int64_t b = 0; b < sizes.batch; ++b) {
       const int64_t length = lengths.as<int64_t>()[b];
       expect(length >= 0 && length + sizes.tokens <= sizes.capacity,

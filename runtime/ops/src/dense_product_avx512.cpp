@@ -1,12 +1,13 @@
 // Products in fp32 with AVX-512: four rows and 64 columns stay in registers, or one row and 256, so
 // that the weights of a single row are read in long runs.
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
-
-#include <immintrin.h>
 
 #include <algorithm>
 
 #include "dense_product.h"
+
+// Behind the headers: what they define must run on every processor.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
+#include <immintrin.h>
 
 namespace kimivl {
 namespace {

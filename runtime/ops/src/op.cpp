@@ -63,20 +63,6 @@ void* Call::output(size_t index, const std::vector<int64_t>& shape) const {
   return data;
 }
 
-Team Call::team() const {
-  // Team hands one pointer on, and ONNX Runtime wants two.
-  return Team(
-      [](void* self, Team::Task task, size_t count, void* state) {
-        const Call* call = static_cast<const Call*>(self);
-        using ParallelFor = Status* (*)(const ort::KernelContext*, void (*)(void*, size_t), size_t,
-                                        size_t, void*);
-        const auto run = ort::function<ParallelFor>(call->api_, Place::kParallelFor);
-        // As many batches as tasks: whoever is free takes the next one.
-        check(call->api_, run(call->context_, task, count, count, state));
-      },
-      const_cast<Call*>(this));
-}
-
 int64_t Attributes::integer(const char* name) const {
   int64_t value = 0;
   using Get = Status* (*)(const ort::KernelInfo*, const char*, int64_t*);

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "ort_abi.h"
-#include "team.h"
 
 namespace kimivl {
 
@@ -49,7 +48,6 @@ class Call {
   Element* output_as(size_t index, const std::vector<int64_t>& shape) const {
     return static_cast<Element*>(output(index, shape));
   }
-  Team team() const;
 
  private:
   const ort::Api* api_;

@@ -50,7 +50,6 @@ enum class Place : size_t {
   kReleaseStatus = 93,
   kReleaseTensorInfo = 99,
   kConstantInput = 249,
-  kParallelFor = 274,
 };
 
 // Look a function up by its place and type.

@@ -66,3 +66,7 @@ void multiply(const BlockWeights& weights, int64_t first, int64_t last, const Ro
 }
 
 }  // namespace kimivl
+
+extern "C" __attribute__((visibility("default"))) const char* kimivl_instruction_set() {
+  return kimivl::product_functions().name;
+}

@@ -1,12 +1,13 @@
 // Products with AVX2: bytes are widened to 16 bits, since its product of bytes saturates.
-#pragma GCC target("avx2,fma")
-
-#include <immintrin.h>
 
 #include <algorithm>
 
 #include "product.h"
 #include "scale_types.h"
+
+// Behind the headers: what they define must run on every processor.
+#pragma GCC target("avx2,fma")
+#include <immintrin.h>
 
 namespace kimivl {
 namespace {

@@ -1,7 +1,4 @@
 // Products with AVX-512 and VNNI: 64 multiply-adds of bytes in one instruction.
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
-
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +6,10 @@
 
 #include "product.h"
 #include "scale_types.h"
+
+// Behind the headers: what they define must run on every processor.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
+#include <immintrin.h>
 
 namespace kimivl {
 namespace {
@@ -47,8 +48,9 @@ void round_row(const RoundingShape& shape, const float* row, int8_t* codes, floa
       most = _mm512_max_ps(most, _mm512_andnot_ps(sign, x));
       unordered |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     }
-    const float scale = _mm512_reduce_max_ps(most) / 127.0f;
-    const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1.0f / scale : 0.0f);
+    // ONNX Runtime's own arithmetic, so that ties fall to the same side.
+    const float largest = _mm512_reduce_max_ps(most), scale = largest / 127.0f;
+    const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
     __m512i sum = _mm512_setzero_si512();
     for (int64_t i = start; i < end; i += 16) {
       const __m512 x = _mm512_maskz_loadu_ps(first_lanes(end - i), row + i);

@@ -22,7 +22,7 @@ void round_row(const RoundingShape& shape, const float* row, int8_t* codes, floa
       most = std::max(most, std::fabs(row[i]));
       is_number = is_number && !std::isnan(row[i]);
     }
-    const float scale = most / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    const float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
     sums[block] = 0;
     scales[block] = is_number ? scale : std::numeric_limits<float>::quiet_NaN();
     if (!std::isfinite(scales[block])) continue;

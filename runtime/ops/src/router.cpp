@@ -6,6 +6,7 @@
 
 #include "kept_weights.h"
 #include "op.h"
+#include "pool.h"
 
 namespace kimivl {
 namespace {
@@ -40,7 +41,7 @@ class Router final : public Kernel {
     thread_local std::vector<float> memory;
     memory.resize(static_cast<size_t>(rows * parts * experts));
     float* sums = memory.data();
-    const Team team = call.team();
+    const Team team = library_team();
     const float* x = hidden.as<float>();
     team.run(static_cast<size_t>(rows * parts), [&](size_t task) {
       const auto row = static_cast<int64_t>(task) / parts, part = static_cast<int64_t>(task) % parts;

@@ -6,7 +6,7 @@
 
 namespace kimivl {
 
-// Runs tasks on the threads of ONNX Runtime's pool, or wherever the caller says.
+// Runs tasks on some threads; kernels know no more of them.
 class Team {
  public:
   using Task = void (*)(void* state, size_t index);

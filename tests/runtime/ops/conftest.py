@@ -1,15 +1,25 @@
 """The library of custom ops, built once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from runtime.errors import UnsupportedError
 from runtime.ops.build import build_library
-from runtime.ops.library import LIBRARY, find_library
+from runtime.ops.library import SWITCH, find_library
 
 
-@pytest.fixture(scope="session")
-def library() -> Path:
-    """The library beside its sources; built if there is none, or one of other sources."""
-    found = find_library() if LIBRARY.exists() else None
-    return found or build_library()
+@pytest.fixture(scope="module")
+def library() -> Iterator[Path]:
+    """The library beside its sources, built if need be; sessions load it as long as this lasts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, "on")
+        yield _found() or build_library()
+
+
+def _found() -> Path | None:
+    try:
+        return find_library()
+    except UnsupportedError:  # of other sources
+        return None

@@ -1,5 +1,6 @@
 """Graphs of one custom op, run with the library's kernel; and what its codes mean, in numpy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def open_op(
     domain: str,
     name: str,
     given: list[Array],
-    outputs: list[type],
+    outputs: Sequence[type],
+    *,
+    before: int | None = None,
     **stored: Array | float,
 ) -> ort.InferenceSession:
     """Make a session of one node.
@@ -35,15 +38,17 @@ def open_op(
         library: holds the kernel; there is no body, so that nothing else can run.
         domain: of the op.
         name: of the op.
-        given: what is fed, for its types and ranks; inputs `i0`, `i1`, ... before the stored ones.
+        given: what is fed, for its types and ranks: inputs `i0`, `i1`, ...
         outputs: types of `o0`, `o1`, ...
+        before: how many of them come before the stored ones; all, if left out.
         **stored: initialisers, in order; and attributes, which are plain numbers.
     """
     attributes: dict[str, Any] = {k: v for k, v in stored.items() if np.ndim(v) == 0}
     tensors = {key: value for key, value in stored.items() if isinstance(value, np.ndarray)}
     inputs = [f"i{index}" for index in range(len(given))]
     results = [f"o{index}" for index in range(len(outputs))]
-    node = helper.make_node(name, [*inputs, *tensors], results, domain=domain, **attributes)
+    order = [*inputs[:before], *tensors, *(inputs[before:] if before is not None else [])]
+    node = helper.make_node(name, order, results, domain=domain, **attributes)
     graph = helper.make_graph(
         [node],
         "one",
@@ -99,8 +104,9 @@ def meaning(codes: Array, scales: Array, block: int) -> Array:
 def rounded(x: Array, block: int) -> Array:
     """Rows (N, K) rounded to int8 in blocks, as what they then mean, float64."""
     blocks = x.reshape(len(x), -1, block)
-    scales = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
-    inverse = np.divide(np.float32(1), scales, where=scales > 0, out=np.zeros_like(scales))
+    most = np.abs(blocks).max(axis=-1, keepdims=True)
+    scales = most / np.float32(127)
+    inverse = np.divide(np.float32(127), most, where=most > 0, out=np.zeros_like(most))
     found: Array = (np.rint(blocks * inverse) * scales.astype(np.float64)).reshape(x.shape)
     return found
 

@@ -36,6 +36,10 @@ def test_without_a_library_there_is_none(copied: Path) -> None:
     assert find_library() is None
 
 
+def test_it_names_the_instructions_that_it_uses(copied: Path) -> None:
+    assert ops_library.instruction_set(copied) in {"avx512", "avx2", "plain"}
+
+
 def test_a_switch_leaves_it_out(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIMIVL_OPS", "off")
     assert copied.exists()
