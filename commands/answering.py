@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from runtime.engine.weights_place import WeightsPlace
     from runtime.generation.request import Request, Result
     from runtime.generation.sampling import Choice
     from runtime.prompt.encoder import Prompt
@@ -76,13 +77,20 @@ class Answer:
 
 
 def open_session(
-    folder: "Path", target: str, release: str | None, threads: int | None
+    folder: "Path",
+    target: str,
+    release: str | None,
+    *,
+    threads: int | None,
+    weights: "WeightsPlace",
 ) -> "Session":
     """Check and load an artifact."""
     from runtime.session import Session
 
     with progress.waiting("opening the artifact"):
-        return Session.open(folder, target=target, release=release, num_threads=threads)
+        return Session.open(
+            folder, target=target, release=release, num_threads=threads, weights=weights
+        )
 
 
 def open_image(path: str) -> "Image.Image":

@@ -28,6 +28,7 @@ def chat(
     system: options.SystemOption = None,
     target: options.TargetOption = "cpu",
     threads: options.ThreadsOption = None,
+    cpu_weights: options.CpuWeightsOption = "auto",
     flags: GenerationFlags,
     show_thinking: options.ShowThinkingOption = None,
 ) -> None:
@@ -37,7 +38,9 @@ def chat(
     the message, not the chat.
     """
     wishes = flags.make_wishes()
-    session = answering.open_session(artifact, target, flags.release, threads)
+    session = answering.open_session(
+        artifact, target, flags.release, threads=threads, weights=cpu_weights
+    )
     wishes.warn(session)
     is_shown = output.is_result_terminal() if show_thinking is None else show_thinking
     Chat(session, wishes, system, show_thinking=is_shown).loop()

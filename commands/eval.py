@@ -30,6 +30,7 @@ def eval_(
     max_new_tokens: options.MaxNewTokensOption = None,
     target: options.TargetOption = "cpu",
     threads: options.ThreadsOption = None,
+    cpu_weights: options.CpuWeightsOption = "auto",
     json: options.JsonOption = False,
 ) -> None:
     """Ask every question of a set and count the answers that match to the letter.
@@ -43,7 +44,9 @@ def eval_(
 
     examples = load_examples(set_)
     with progress.showing() as report:
-        session = Session.open(artifact, target=target, num_threads=threads, progress=report)
+        session = Session.open(
+            artifact, target=target, num_threads=threads, weights=cpu_weights, progress=report
+        )
         found = evaluate(session, examples, max_new_tokens=max_new_tokens, progress=report)
     if results is not None:
         _write_results(results, found)

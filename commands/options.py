@@ -80,6 +80,14 @@ ThreadsOption = Annotated[
     typer.Option(min=1, metavar="N", help="Cores to use.", show_default="all that are allowed"),
 ]
 
+CpuWeightsOption = Annotated[
+    Literal["auto", "packed", "mapped"],
+    typer.Option(
+        help="Where kernels of `make ops` read weights on target cpu: copied into large pages, "
+        "from the mapped files, or copied if the machine has room.",
+    ),
+]
+
 RecipeOption = Annotated[
     str,
     typer.Option(

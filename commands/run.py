@@ -26,6 +26,7 @@ def run(
     system: options.SystemOption = None,
     target: options.TargetOption = "cpu",
     threads: options.ThreadsOption = None,
+    cpu_weights: options.CpuWeightsOption = "auto",
     flags: GenerationFlags,
     show_thinking: options.ShowThinkingOption = None,
     logprobs: options.LogprobsOption = None,
@@ -40,7 +41,9 @@ def run(
         raise typer.BadParameter("needs --json", param_hint="--logprobs")
     wishes = flags.make_wishes(logprobs=logprobs)
     messages = _messages(_read_prompt(prompt), image or [], system)
-    session = answering.open_session(artifact, target, flags.release, threads)
+    session = answering.open_session(
+        artifact, target, flags.release, threads=threads, weights=cpu_weights
+    )
     wishes.warn(session)
     request = wishes.request(session, session.encode(messages))
     if json:

@@ -63,6 +63,7 @@ def test_the_wheel_runs_an_artifact_without_torch_and_onnx(artifact: Path, tmp_p
         [python, "-c", PROGRAM, artifact], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     found = json.loads(done.stdout)
+    _run_embedded_example(python, artifact, tmp_path)
 
     session = Session.open(artifact)
     limits = GenerationLimits(max_new_tokens=8)
@@ -70,3 +71,19 @@ def test_the_wheel_runs_an_artifact_without_torch_and_onnx(artifact: Path, tmp_p
     text = "".join(piece.text for piece in session.stream(request))
     assert request.result is not None
     assert found == {"ids": list(request.result.ids), "text": text, "heavy": []}
+
+
+def _run_embedded_example(python: Path, artifact: Path, folder: Path) -> None:
+    """The program of docs/embedded.md answers twice and says how long it took."""
+    words = [python, ROOT / "examples" / "embedded.py", artifact, ROOT / "examples" / "numbers.png"]
+    done = subprocess.run(
+        [*words, "How many?", "--times", "2", "--max-new-tokens", "4"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    ready, *times = done.stderr.splitlines()
+    assert ready.startswith("ready after")
+    assert len(times) == 2
+    assert all("4 out; first after" in one for one in times)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.cpu.gguf_model q4_0|q8_0 [FILE]
 
-Needs no checkpoint and little memory; writes 9.2 GB for q4_0 and 17.4 GB for q8_0. FILE is
+Needs no checkpoint and little memory; writes 9.0 GB for q4_0 and 17.0 GB for q8_0. FILE is
 out/peers/kimi-vl-FORM.gguf if it is left out.
 
 All matrices have the one format (`llama-quantize --pure`), the embedding and the head too: it is

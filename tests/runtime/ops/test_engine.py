@@ -1,4 +1,4 @@
-"""Nano through the engine with the library: what stock ops answer, in every arrangement of slots."""
+"""Nano through the engine with the library: stock ops' answers, in any arrangement of slots."""
 
 from pathlib import Path
 
