@@ -60,15 +60,7 @@ def open_op(
             helper.make_tensor_value_info(key, _TYPES[np.dtype(one)], None)
             for key, one in zip(results, outputs, strict=True)
         ],
-        [
-            onnx.TensorProto(
-                name=key,
-                data_type=_TYPES[value.dtype],
-                dims=value.shape,
-                raw_data=np.ascontiguousarray(value).tobytes(),
-            )
-            for key, value in tensors.items()
-        ],
+        [_initializer(key, value) for key, value in tensors.items()],
     )
     model = helper.make_model(
         graph,
@@ -79,6 +71,13 @@ def open_op(
     options.intra_op_num_threads = 2
     options.register_custom_ops_library(str(library))
     return ort.InferenceSession(model.SerializeToString(), options)
+
+
+def _initializer(name: str, value: Array) -> onnx.TensorProto:
+    raw = np.ascontiguousarray(value).tobytes()
+    return onnx.TensorProto(
+        name=name, data_type=_TYPES[value.dtype], dims=value.shape, raw_data=raw
+    )
 
 
 def run_op(session: ort.InferenceSession, *given: Array) -> list[Array]:
