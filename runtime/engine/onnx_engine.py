@@ -78,6 +78,11 @@ class OnnxEngine:
         """The sizes this engine was built for."""
         return self._limits
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return self._table.vocab_size
+
     def encode(self, image: PatchedImage) -> FloatArray:
         """Turn one image into its rows of the prompt, (M, C)."""
         check_grid(image.grid, self._limits)
