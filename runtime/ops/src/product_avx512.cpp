@@ -1,11 +1,11 @@
-// Products with AVX-512 and VNNI: 64 multiply-adds of bytes in one instruction.
+// Products with AVX-512 and VNNI, 64 multiply-adds of bytes in one instruction: few rows, which read
+// the weights in their own order.
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "product.h"
-#include "scale_types.h"
+#include "product_avx512.h"
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
@@ -29,10 +29,6 @@ __m512 load_scales(const char* scales, int64_t index, __mmask16 mask) {
 
 __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << count) - 1);
-}
-
-__mmask64 first_bytes(int64_t count) {
-  return count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1;
 }
 
 void round_row(const RoundingShape& shape, const float* row, int8_t* codes, float* scales,
@@ -236,131 +232,6 @@ void multiply_rows(const BlockWeights& weights, int64_t first, int64_t last, con
   }
 }
 
-// Turn 16 rows of 16 dwords: vector i gets dword i of every row.
-void turn(__m512i (&v)[16]) {
-  __m512i a[16];
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    a[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
-    a[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
-    a[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
-    a[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    v[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
-    v[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
-    v[i + 4] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
-    v[i + 12] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
-  }
-}
-
-void unpack_panel(const BlockWeights& weights, int64_t first, const Panel& panel) {
-  const int64_t bytes = weights.row_bytes();
-  const __m512i low_bits = _mm512_set1_epi8(0x0f);
-  uint8_t* target = panel.codes;
-  int64_t rows[kPanel];  // behind the last row it is read again
-  for (int i = 0; i < kPanel; ++i) rows[i] = std::min<int64_t>(first + i, weights.rows - 1);
-  for (int64_t start = 0; start < bytes; start += 64) {
-    const __mmask64 mask = first_bytes(bytes - start);
-    __m512i v[16];
-    for (int i = 0; i < kPanel; ++i) {
-      v[i] = _mm512_maskz_loadu_epi8(mask, weights.row(rows[i]) + start);
-    }
-    turn(v);
-    if (weights.bits == 8) {
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(target + i * 64, v[i]);
-      target += 1024;
-      continue;
-    }
-    for (int i = 0; i < 16; ++i) {
-      _mm512_store_si512(target + i * 64, _mm512_and_si512(v[i], low_bits));
-      _mm512_store_si512(target + 1024 + i * 64,
-                         _mm512_and_si512(_mm512_srli_epi16(v[i], 4), low_bits));
-    }
-    target += 2048;
-  }
-  for (int64_t block = 0; block < weights.blocks(); ++block) {
-    for (int i = 0; i < kPanel; ++i) {
-      panel.scales[block * kPanel + i] = scale_at(weights, rows[i], block);
-    }
-  }
-}
-
-// Where the dwords of a block are: `parts` runs of `length` each, `distance` apart.
-struct BlockDwords {
-  int64_t first, length, parts, distance;
-
-  BlockDwords(const BlockWeights& weights, int64_t block) {
-    const int64_t dwords = weights.block / 4;
-    if (weights.bits == 8 || weights.block % kChunk == 0) {
-      first = block * dwords;
-      length = dwords;
-      parts = 1;
-      distance = 0;
-      return;
-    }
-    const int64_t per_chunk = kChunk / weights.block;
-    length = dwords / 2;  // even elements in the first half of a chunk, odd ones in the second
-    first = block / per_chunk * (kChunk / 4) + block % per_chunk * length;
-    parts = 2;
-    distance = kChunk / 8;
-  }
-};
-
-template <int num_rows>
-void multiply_panel_of(const BlockWeights& weights, const Panel& panel, const Tile& tile,
-                       float* out) {
-  __m512 totals[num_rows];
-  for (auto& total : totals) total = _mm512_setzero_ps();
-  for (int64_t block = 0; block < weights.blocks(); ++block) {
-    const BlockDwords dwords(weights, block);
-    __m512i sums[num_rows];
-    for (int r = 0; r < num_rows; ++r) {
-      sums[r] = _mm512_set1_epi32(tile.offsets[block * num_rows + r]);
-    }
-    for (int64_t part = 0; part < dwords.parts; ++part) {
-      const int64_t start = dwords.first + part * dwords.distance;
-      const uint8_t* codes = panel.codes + start * 64;
-      const int8_t* activations = tile.codes + start * num_rows * 4;
-      for (int64_t i = 0; i < dwords.length; ++i) {
-        const __m512i packed = _mm512_load_si512(codes + i * 64);
-        const auto* dword = reinterpret_cast<const int32_t*>(activations + i * num_rows * 4);
-        for (int r = 0; r < num_rows; ++r) {
-          sums[r] = _mm512_dpbusd_epi32(sums[r], packed, _mm512_set1_epi32(dword[r]));
-        }
-      }
-    }
-    const __m512 scales = _mm512_loadu_ps(panel.scales + block * kPanel);
-    for (int r = 0; r < num_rows; ++r) {
-      const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(tile.scales[block * num_rows + r]));
-      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r]), scale, totals[r]);
-    }
-  }
-  for (int r = 0; r < num_rows; ++r) _mm512_storeu_ps(out + r * kPanel, totals[r]);
-}
-
-template <int num_rows>
-void multiply_panel_sized(const BlockWeights& weights, const Panel& panel, const Tile& tile,
-                          float* out) {
-  if constexpr (num_rows > 0) {
-    if (tile.rows == num_rows) return multiply_panel_of<num_rows>(weights, panel, tile, out);
-    multiply_panel_sized<num_rows - 1>(weights, panel, tile, out);
-  }
-}
-
-void multiply_panel(const BlockWeights& weights, const Panel& panel, const Tile& tile, float* out) {
-  multiply_panel_sized<kTileRows>(weights, panel, tile, out);
-}
-
 // e^x, within 2e-7 of it; a NaN stays one.
 __m512 exponential(__m512 x) {
   x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
@@ -395,7 +266,7 @@ void swiglu(const float* pairs, int64_t count, float* out) {
 }  // namespace
 
 ProductFunctions avx512_functions() {
-  return {"avx512", round_row, multiply_rows, unpack_panel, multiply_panel, swiglu};
+  return {"avx512", round_row, multiply_rows, unpack_panel_avx512, multiply_panel_avx512, swiglu};
 }
 
 }  // namespace kimivl
