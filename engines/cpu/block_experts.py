@@ -12,7 +12,7 @@ from runtime.names import BLOCK_EXPERTS, CPU_DOMAIN, EXPERTS_DOWN
 from ..graph_edits import neutral_nodes, static_size
 from ..lowering import Lowered
 from .blocks import BlockCodes, BlockScales, register
-from .bodies import ROUNDS_NOTHING, ROUNDS_TO_INT8, add_body, inline_body
+from .bodies import add_body
 from .expert_codes import ExpertCodes, common_block
 from .mixture import Mixture
 
@@ -47,13 +47,7 @@ class BlockExperts:
             return lowered
         weights = [one for mixture in found for one in _replace(model.graph, mixture)]
         common.RemoveUnusedNodesPass()(model)
-        add_body(
-            model,
-            BLOCK_EXPERTS,
-            accuracy_level=ROUNDS_TO_INT8 if self.may_round else ROUNDS_NOTHING,
-        )
-        if not self.may_round:
-            inline_body(model, BLOCK_EXPERTS)
+        add_body(model, BLOCK_EXPERTS, may_round=self.may_round)
         return replace(lowered, new_weights=(*lowered.new_weights, *weights))
 
     def ensures(self, model: ir.Model) -> str | None:

@@ -12,7 +12,7 @@ from runtime.names import BLOCK_LINEAR, CPU_DOMAIN, block_scales_name, blocks_na
 
 from ..lowering import Lowered
 from .blocks import BlockCodes, BlockScales, register
-from .bodies import ROUNDS_NOTHING, ROUNDS_TO_INT8, add_body, inline_body
+from .bodies import add_body
 from .stored_codes import StoredCodes, stored_codes
 
 
@@ -44,13 +44,7 @@ class BlockLinears:
             return lowered
         weights = [one for node, codes in found for one in _replace(model.graph, node, codes)]
         common.RemoveUnusedNodesPass()(model)
-        add_body(
-            model,
-            BLOCK_LINEAR,
-            accuracy_level=ROUNDS_TO_INT8 if self.may_round else ROUNDS_NOTHING,
-        )
-        if not self.may_round:
-            inline_body(model, BLOCK_LINEAR)
+        add_body(model, BLOCK_LINEAR, may_round=self.may_round)
         return replace(lowered, new_weights=(*lowered.new_weights, *weights))
 
     def ensures(self, model: ir.Model) -> str | None:

@@ -62,21 +62,21 @@ BlockExperts <bits: int, block_size: int, k: int, num_shared: int, num_computed:
 _BODIES = {BLOCK_LINEAR: _BLOCK_LINEAR, BLOCK_EXPERTS: _BLOCK_EXPERTS}
 
 
-def add_body(model: ir.Model, op_type: str, *, accuracy_level: int) -> None:
-    """Give a model the body of one of our ops.
+def add_body(model: ir.Model, op_type: str, *, may_round: bool) -> None:
+    """Say what one of our ops means; where nothing may be rounded, in the place of each node.
+
+    Our kernels round, so that they must not meet such a node.
 
     Args:
-        model: gets the function and the opsets that it needs.
+        model: gets the function, or its nodes, and the opsets that they need.
         op_type: `BlockLinear` or `BlockExperts`.
-        accuracy_level: what ONNX Runtime's kernels may round.
+        may_round: whether ONNX Runtime's kernels may round to int8 what meets codes.
     """
-    text = _HEADER + _BODIES[op_type].lstrip().replace("ACCURACY", str(accuracy_level))
+    level = ROUNDS_TO_INT8 if may_round else ROUNDS_NOTHING
+    text = _HEADER + _BODIES[op_type].lstrip().replace("ACCURACY", str(level))
     function = ir.serde.deserialize_function(onnx.parser.parse_function(text))
-    model.functions[function.identifier()] = function
+    name = function.identifier()
+    model.functions[name] = function
     model.graph.opset_imports.update({CPU_DOMAIN: 1, MICROSOFT: 1})
-
-
-def inline_body(model: ir.Model, op_type: str) -> None:
-    """Put the body of one of our ops in the place of each of its nodes."""
-    name = (CPU_DOMAIN, op_type, "")
-    common.InlinePass(lambda function: function.identifier() == name)(model)
+    if not may_round:
+        common.InlinePass(lambda one: one.identifier() == name)(model)

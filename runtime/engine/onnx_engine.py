@@ -1,6 +1,5 @@
 """The engine protocol on ONNX Runtime's CPU provider: one session per graph, cache in place."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from .checks import check_finite, check_grid, check_step
 from .contract import check_graphs
 from .embedding import EmbeddingTable
 from .onnx_layers import Observer, OnnxLayers
-from .onnx_session import open_session
+from .onnx_session import open_session, thread_count
 from .protocol import FloatArray, IntArray
 from .vision_inputs import vision_inputs
 from .weights_place import WeightsPlace, should_pack
@@ -53,7 +52,7 @@ class OnnxEngine:
         if library is not None:
             configure(
                 library,
-                num_threads=num_threads or len(os.sched_getaffinity(0)),
+                num_threads=thread_count(num_threads),
                 pack_weights=should_pack(artifact, target, weights),
             )
         sessions = {

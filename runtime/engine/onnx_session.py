@@ -60,7 +60,7 @@ def session_from_bytes(
     _share_memory()
     options = ort.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = thread_count(num_threads)
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
@@ -82,6 +82,11 @@ def session_from_bytes(
         raise ArtifactError(
             f"{place}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
         ) from error
+
+
+def thread_count(wanted: int | None) -> int:
+    """Give the threads of an engine: as many as are wanted, else one for each allowed core."""
+    return wanted or len(os.sched_getaffinity(0))
 
 
 @cache

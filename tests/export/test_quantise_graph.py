@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from export.graph.quantise import (
     whole_name,
 )
 from runtime.names import DOMAIN
+from tests.stock_runtime import run
 
 Array = NDArray[Any]
 
@@ -147,17 +147,6 @@ def lowered(model: ir.Model, steps: Iterable[Pass]) -> ir.Model:
         value = result.model.graph.initializers[made.name]
         value.const_value = ir.serde.deserialize_tensor(proto)
     return result.model
-
-
-def run(model: ir.Model, feeds: dict[str, Array]) -> Array:
-    """The output of ONNX Runtime's CPU provider, without fusions that round."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    content = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, feeds)[0])
 
 
 def check(model: ir.Model) -> None:

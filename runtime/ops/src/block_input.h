@@ -6,25 +6,13 @@
 
 namespace kimivl {
 
-inline BlockWeights::ScaleType scale_type_of(Type type) {
-  switch (type) {
-    case Type::kFloat:
-      return BlockWeights::ScaleType::kFloat;
-    case Type::kFloat16:
-      return BlockWeights::ScaleType::kFloat16;
-    case Type::kBfloat16:
-      return BlockWeights::ScaleType::kBfloat16;
-    default:
-      throw std::invalid_argument("scales must be float, float16 or bfloat16");
-  }
-}
-
 // `rows` outputs of `scales.last()` blocks each.
 inline BlockWeights block_weights(const Input& codes, const Input& scales, int bits, int block) {
+  expect(is_float(scales.type), "scales must be float, float16 or bfloat16");
   BlockWeights weights{};
   weights.codes = codes.as<uint8_t>();
   weights.scales = scales.data;
-  weights.scale_type = scale_type_of(scales.type);
+  weights.scale_type = scales.type;
   weights.bits = bits;
   weights.block = block;
   weights.width = scales.last() * block;

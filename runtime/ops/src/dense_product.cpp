@@ -1,10 +1,8 @@
 #include "dense_product.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "isa.h"
-#include "scale_types.h"
 
 namespace kimivl {
 namespace {
@@ -14,15 +12,7 @@ constexpr int64_t kColumns = 64;
 // Some columns of one row of weights as fp32.
 void widen(const DenseWeights& weights, int64_t input, int64_t first, int64_t count, float* out) {
   const int64_t start = input * weights.outputs + first;
-  if (weights.type == Type::kFloat) {
-    std::memcpy(out, static_cast<const float*>(weights.values) + start, count * sizeof(float));
-    return;
-  }
-  const auto* bits = static_cast<const uint16_t*>(weights.values) + start;
-  const bool is_bfloat16 = weights.type == Type::kBfloat16;
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = is_bfloat16 ? from_bfloat16(bits[i]) : from_float16(bits[i]);
-  }
+  for (int64_t i = 0; i < count; ++i) out[i] = number_at(weights.values, weights.type, start + i);
 }
 
 __attribute__((target_clones("avx2", "default"))) void add_scaled(float factor, const float* values,
@@ -47,12 +37,10 @@ void multiply(const DenseWeights& weights, const float* x, int64_t x_stride, int
 
 }  // namespace
 
-DenseProduct plain_dense_product() { return multiply; }
-
 void multiply_dense(const DenseWeights& weights, const float* x, int64_t x_stride, int64_t rows,
                     float* y, int64_t y_stride) {
   static const DenseProduct product =
-      best_isa() == Isa::kAvx512 ? avx512_dense_product() : plain_dense_product();
+      best_isa() == Isa::kAvx512 ? avx512_dense_product() : multiply;
   product(weights, x, x_stride, rows, y, y_stride);
 }
 

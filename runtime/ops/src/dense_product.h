@@ -14,7 +14,7 @@ struct DenseWeights {
 
   // One of several matrices of this shape, one behind the other.
   DenseWeights at(int64_t index) const {
-    const int64_t bytes = inputs * outputs * (type == Type::kFloat ? 4 : 2);
+    const int64_t bytes = inputs * outputs * float_bytes(type);
     return {static_cast<const char*>(values) + index * bytes, type, inputs, outputs};
   }
 };
@@ -25,6 +25,5 @@ void multiply_dense(const DenseWeights& weights, const float* x, int64_t x_strid
 
 using DenseProduct = void (*)(const DenseWeights&, const float*, int64_t, int64_t, float*, int64_t);
 DenseProduct avx512_dense_product();
-DenseProduct plain_dense_product();
 
 }  // namespace kimivl

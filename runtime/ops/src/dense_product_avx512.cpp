@@ -7,7 +7,7 @@
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
-#include <immintrin.h>
+#include "avx512_load.h"
 
 namespace kimivl {
 namespace {
@@ -15,22 +15,6 @@ namespace {
 constexpr int kRows = 4;
 constexpr int kSums = 16;  // vectors
 constexpr int64_t kAhead = 8;  // inputs whose weights are asked for before they are needed
-
-template <Type type>
-__m512 load(const void* values, int64_t index, __mmask16 mask) {
-  if constexpr (type == Type::kFloat) {
-    return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + index);
-  }
-  const __m256i half =
-      _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + index);
-  if constexpr (type == Type::kFloat16) return _mm512_cvtph_ps(half);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-template <Type type>
-constexpr int64_t sizeof_type() {
-  return type == Type::kFloat ? 4 : 2;
-}
 
 template <Type type, int rows>
 void multiply_columns(const DenseWeights& weights, int64_t first, const float* x, int64_t x_stride,
@@ -50,10 +34,10 @@ void multiply_columns(const DenseWeights& weights, int64_t first, const float* x
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (rows == 1) {
         const int64_t ahead = start + kAhead * weights.outputs + 16 * v;
-        _mm_prefetch(static_cast<const char*>(weights.values) + ahead * sizeof_type<type>(),
+        _mm_prefetch(static_cast<const char*>(weights.values) + ahead * float_bytes(type),
                      _MM_HINT_T0);
       }
-      const __m512 w = load<type>(weights.values, start + 16 * v, masks[v]);
+      const __m512 w = load_floats<type>(weights.values, start + 16 * v, masks[v]);
       for (int r = 0; r < rows; ++r) {
         sums[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * x_stride + input]), w, sums[r][v]);
       }

@@ -6,20 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "number_types.h"
 #include "ort_abi.h"
 
 namespace kimivl {
-
-// Types of tensors, numbered as ONNX Runtime does.
-enum class Type : int {
-  kAny = 0,
-  kFloat = 1,
-  kUint8 = 2,
-  kInt8 = 3,
-  kInt64 = 7,
-  kFloat16 = 10,
-  kBfloat16 = 16,
-};
 
 // A tensor that a kernel reads.
 struct Input {

@@ -44,7 +44,6 @@ enum class Place : size_t {
   kTensorInfo = 65,
   kAttributeFloat = 85,
   kAttributeInt = 86,
-  kInputCount = 88,
   kInput = 90,
   kOutput = 91,
   kReleaseStatus = 93,

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "product.h"
-#include "scale_types.h"
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx2,fma")
@@ -68,7 +67,7 @@ void multiply_rows(const BlockWeights& weights, int64_t first, int64_t last, con
   for (int64_t row = first; row < last; ++row) {
     float totals[kFewRows] = {};
     for (int64_t block = 0; block < weights.blocks(); ++block) {
-      const float scale = scale_at(weights, row, block);
+      const float scale = weights.scale(row, block);
       for (int64_t t = 0; t < count; ++t) {
         const __m256i sums = multiply_block(weights, weights.row(row), tiles[t].codes, block);
         const int32_t sum = sum_of(sums) + tiles[t].offsets[block];

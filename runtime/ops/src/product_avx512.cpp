@@ -9,23 +9,10 @@
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
-#include <immintrin.h>
+#include "avx512_load.h"
 
 namespace kimivl {
 namespace {
-
-using ScaleType = BlockWeights::ScaleType;
-
-// Sixteen scales, or fewer where the mask says so.
-template <ScaleType type>
-__m512 load_scales(const char* scales, int64_t index, __mmask16 mask) {
-  if constexpr (type == ScaleType::kFloat) {
-    return _mm512_maskz_loadu_ps(mask, scales + index * 4);
-  }
-  const __m256i half = _mm256_maskz_loadu_epi16(mask, scales + index * 2);
-  if constexpr (type == ScaleType::kFloat16) return _mm512_cvtph_ps(half);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
 
 __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << count) - 1);
@@ -98,7 +85,7 @@ struct LaneScales {
   }
 };
 
-template <ScaleType type>
+template <Type type>
 float combine_scales(const BlockWeights& weights, int64_t row, const Tile& tile, float* combined) {
   const char* scales = weights.row_scales(row);
   _mm_prefetch(scales + kScalesAhead, _MM_HINT_T0);
@@ -106,7 +93,7 @@ float combine_scales(const BlockWeights& weights, int64_t row, const Tile& tile,
   __m512 offset = _mm512_setzero_ps();
   for (int64_t i = 0; i < blocks; i += 16) {
     const __mmask16 mask = first_lanes(blocks - i);
-    const __m512 both = _mm512_mul_ps(load_scales<type>(scales, i, mask),
+    const __m512 both = _mm512_mul_ps(load_floats<type>(scales, i, mask),
                                       _mm512_maskz_loadu_ps(mask, tile.scales + i));
     const __m512i sums = _mm512_maskz_loadu_epi32(mask, tile.offsets + i);
     offset = _mm512_fmadd_ps(both, _mm512_cvtepi32_ps(sums), offset);
@@ -152,7 +139,7 @@ void add_row(const uint8_t* codes, int64_t bytes, const LaneScales& lanes, const
 }
 
 // Some rows, one behind the other as they lie in memory, and their sums at once.
-template <ScaleType type, int bits, bool is_fine, int num_rows, int num_tiles>
+template <Type type, int bits, bool is_fine, int num_rows, int num_tiles>
 void multiply_few(const BlockWeights& weights, int64_t row, const LaneScales& lanes,
                   const Tile* tiles, float* out, int64_t stride) {
   alignas(64) float combined[num_tiles][kMostBlocks + 16];
@@ -178,7 +165,7 @@ void multiply_few(const BlockWeights& weights, int64_t row, const LaneScales& la
   }
 }
 
-template <ScaleType type, int bits, bool is_fine, int num_tiles>
+template <Type type, int bits, bool is_fine, int num_tiles>
 void multiply_tiles(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
                     float* out, int64_t stride) {
   const LaneScales lanes(weights.block, 64 * 8 / bits);
@@ -193,7 +180,7 @@ void multiply_tiles(const BlockWeights& weights, int64_t first, int64_t last, co
   }
 }
 
-template <ScaleType type, int bits, bool is_fine>
+template <Type type, int bits, bool is_fine>
 void multiply_sized(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
                     int64_t count, float* out, int64_t stride) {
   switch (count) {
@@ -208,7 +195,7 @@ void multiply_sized(const BlockWeights& weights, int64_t first, int64_t last, co
   }
 }
 
-template <ScaleType type>
+template <Type type>
 void multiply_typed(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
                     int64_t count, float* out, int64_t stride) {
   const bool is_fine = weights.block < 64 * 8 / weights.bits;
@@ -223,12 +210,12 @@ void multiply_typed(const BlockWeights& weights, int64_t first, int64_t last, co
 void multiply_rows(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
                    int64_t count, float* out, int64_t stride) {
   switch (weights.scale_type) {
-    case ScaleType::kFloat:
-      return multiply_typed<ScaleType::kFloat>(weights, first, last, tiles, count, out, stride);
-    case ScaleType::kFloat16:
-      return multiply_typed<ScaleType::kFloat16>(weights, first, last, tiles, count, out, stride);
+    case Type::kFloat:
+      return multiply_typed<Type::kFloat>(weights, first, last, tiles, count, out, stride);
+    case Type::kFloat16:
+      return multiply_typed<Type::kFloat16>(weights, first, last, tiles, count, out, stride);
     default:
-      return multiply_typed<ScaleType::kBfloat16>(weights, first, last, tiles, count, out, stride);
+      return multiply_typed<Type::kBfloat16>(weights, first, last, tiles, count, out, stride);
   }
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "product_avx512.h"
-#include "scale_types.h"
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
@@ -130,7 +129,7 @@ void unpack_panel_avx512(const BlockWeights& weights, int64_t first, const Panel
   }
   for (int64_t block = 0; block < weights.blocks(); ++block) {
     for (int i = 0; i < kPanel; ++i) {
-      panel.scales[block * kPanel + i] = scale_at(weights, rows[i], block);
+      panel.scales[block * kPanel + i] = weights.scale(rows[i], block);
     }
   }
 }

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "product.h"
-#include "scale_types.h"
 
 namespace kimivl {
 namespace {
@@ -53,7 +52,7 @@ float multiply_row(const BlockWeights& weights, int64_t row, const Tile& tile) {
     for (int64_t i = block * weights.block; i < (block + 1) * weights.block; ++i) {
       sum += code_at(codes, i, weights.bits) * tile.codes[place_of(i, weights.bits)];
     }
-    total += static_cast<float>(sum) * tile.scales[block] * scale_at(weights, row, block);
+    total += static_cast<float>(sum) * tile.scales[block] * weights.scale(row, block);
   }
   return total;
 }

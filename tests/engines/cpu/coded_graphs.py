@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.lowering import Pass, lower
@@ -98,23 +97,6 @@ def without_rounding(model: ir.Model) -> ir.Model:
             if "accuracy_level" in node.attributes:
                 node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
     return model
-
-
-def run(model: ir.Model, feeds: dict[str, Array]) -> Array:
-    """The first output of ONNX Runtime's CPU provider."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    content = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, feeds)[0])
-
-
-def error(found: Array, expected: Array) -> float:
-    """max|a - b| / max|b|."""
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def rounded(x: Array, block: int) -> Array:

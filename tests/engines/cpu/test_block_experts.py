@@ -10,17 +10,16 @@ from engines.cpu.block_experts import BlockExperts
 from engines.cpu.blocks import BlockCodes
 from engines.lowering import lower
 from runtime.names import BLOCK_EXPERTS, EXPERTS_DOWN
+from tests.stock_runtime import error, run
 
 from .coded_graphs import (
     Array,
     Coded,
     build,
     coded,
-    error,
     lowered,
     op_types,
     rounded,
-    run,
 )
 
 EXACT = 1e-5

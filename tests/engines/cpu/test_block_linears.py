@@ -7,17 +7,16 @@ import pytest
 
 from engines.cpu.block_linears import BlockLinears
 from engines.cpu.compute_in_fp32 import ComputeInFloat32
+from tests.stock_runtime import error, run
 
 from .coded_graphs import (
     Array,
     Coded,
     build,
     coded,
-    error,
     lowered,
     op_types,
     rounded,
-    run,
     without_rounding,
 )
 

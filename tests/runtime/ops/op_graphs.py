@@ -108,8 +108,3 @@ def rounded(x: Array, block: int) -> Array:
     inverse = np.divide(np.float32(127), most, where=most > 0, out=np.zeros_like(most))
     found: Array = (np.rint(blocks * inverse) * scales.astype(np.float64)).reshape(x.shape)
     return found
-
-
-def error(found: Array, expected: Array) -> float:
-    """max|a - b| / max|b|."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from tests.runtime.ops.op_graphs import Array, error, meaning, open_op, pack, rounded, run_op
+from tests.runtime.ops.op_graphs import Array, meaning, open_op, pack, rounded, run_op
+from tests.stock_runtime import error
 
 WIDTH, INNER, EXPERTS, SHARED, CHOSEN = 256, 128, 7, 2, 3
 EXACT = 3e-4

@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from tests.runtime.ops.op_graphs import Array, error, open_op, run_op
+from tests.runtime.ops.op_graphs import Array, open_op, run_op
+from tests.stock_runtime import error
 
 EPSILON = 1e-6
 CLOSE = 1.5e-2

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.ops.op_graphs import Array, error, open_op, run_op
+from tests.runtime.ops.op_graphs import Array, open_op, run_op
+from tests.stock_runtime import error
 
 WIDTH, EXPERTS, K, SCALE = 600, 20, 4, 2.5
 
