@@ -74,8 +74,18 @@ def _call(command: list[str]) -> None:
         raise KimiVLError(f"custom ops: {command[0]}: {errors[0]}")
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Build and name the library; a user's error and Ctrl-C end in one line."""
     try:
         sys.stdout.write(f"{build_library()}\n")
     except KimiVLError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what was there before is as it was\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -69,6 +69,26 @@ def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch) -
         build.build_library()
 
 
+def test_a_stopped_build_leaves_the_library_and_ends_in_one_line(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> list[Path]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_compile_all", stop)
+    assert build.main() == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    assert find_library() == copied
+
+
+def test_a_build_that_cannot_be_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build.main() == 1
+    assert capsys.readouterr().err.startswith("error: custom ops: none of no-such-compiler")
+
+
 @pytest.mark.parametrize("isa", ["avx2", "plain"])
 def test_other_instruction_sets_pass_the_same_tests(library: Path, isa: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
