@@ -72,7 +72,11 @@ class BlockExperts final : public Kernel {
     round_outer(team, batch, x.as<float>());
     multiply_up(team, batch);
     round_inner(team, batch);
-    multiply_down(team, batch, y);
+    if (batch.tokens == 1) {
+      multiply_down_one(team, batch, y);
+    } else {
+      multiply_down(team, batch, y);
+    }
   }
 
  private:
@@ -166,6 +170,28 @@ class BlockExperts final : public Kernel {
         work.inner.fill(i, batch.inner_of(work) + i * batch.inner);
       }
     });
+  }
+
+  // A single token: experts one behind the other as they lie in memory, in tasks so small that
+  // threads end together; then their sum.
+  static void multiply_down_one(const Team& team, const Batch& batch, float* y) {
+    const OutputSplit split(batch.down.slice(0, batch.width), true);
+    thread_local std::vector<float> memory;
+    memory.resize(batch.used * static_cast<size_t>(batch.width));
+    float* parts = memory.data();  // of this thread, for all of the team
+    team.run(batch.used * split.tasks(), [&](size_t task) {
+      const size_t index = task / split.tasks();
+      const Work& work = batch.works[index];
+      const Range range = split.range(task % split.tasks());
+      multiply(batch.down_of(work), range.first, range.last, work.inner,
+               parts + static_cast<int64_t>(index) * batch.width + range.first, batch.width);
+    });
+    std::fill_n(y, batch.width, 0.0f);
+    for (size_t index = 0; index < batch.used; ++index) {
+      const float weight = batch.works[index].tokens[0].weight;
+      const float* part = parts + static_cast<int64_t>(index) * batch.width;
+      for (int64_t i = 0; i < batch.width; ++i) y[i] += weight * part[i];
+    }
   }
 
   // One task for each range of outputs, which goes through all experts: no two write to one place.

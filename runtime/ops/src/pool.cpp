@@ -7,7 +7,7 @@
 namespace kimivl {
 namespace {
 
-constexpr int kSpins = 4000;  // about a fifth of a millisecond
+constexpr int kSpins = 20000;  // about a millisecond
 constexpr int kPatience = 2000;
 
 uint32_t job_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }

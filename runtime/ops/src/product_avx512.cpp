@@ -58,18 +58,21 @@ __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
 }
 
 constexpr int64_t kMostBlocks = 1024;
-// Bytes of codes and of scales that are asked for before they are needed.
-constexpr int64_t kAhead = 4096, kScalesAhead = 512;
+// Bytes of codes that are asked for before they are needed: into the second cache so early that a
+// page's first lines are on their way before the processor's own prefetching could know of the page,
+// and from there into the first. Of scales likewise.
+constexpr int64_t kFarAhead = 6144, kAhead = 1024, kScalesAhead = 1024;
 
 // Lane i of 16 gets the scale of its elements, where a vector of codes spans several blocks.
 struct LaneScales {
   __m512i order;
   int64_t blocks_per_vector;  // 0: a block is longer than a vector
-  int64_t vectors_per_block;
+  int vectors_per_block;  // as a power of two
 
   LaneScales(int64_t block, int64_t elements) {
     blocks_per_vector = block < elements ? elements / block : 0;
-    vectors_per_block = block < elements ? 1 : block / elements;
+    vectors_per_block = 0;
+    while (elements << vectors_per_block < block) ++vectors_per_block;
     const int64_t count = std::max<int64_t>(blocks_per_vector, 1);
     alignas(64) int32_t lanes[16];
     for (int lane = 0; lane < 16; ++lane) lanes[lane] = static_cast<int32_t>(lane * count / 16);
@@ -81,7 +84,7 @@ struct LaneScales {
     if constexpr (is_fine) {
       return _mm512_permutexvar_ps(order, _mm512_loadu_ps(combined + vector * blocks_per_vector));
     }
-    return _mm512_set1_ps(combined[vector / vectors_per_block]);
+    return _mm512_set1_ps(combined[vector >> vectors_per_block]);
   }
 };
 
@@ -119,23 +122,31 @@ template <int bits, bool is_fine, int num_tiles>
 void add_row(const uint8_t* codes, int64_t bytes, const LaneScales& lanes, const Tile* tiles,
              const float (*combined)[kMostBlocks + 16], __m512* totals) {
   constexpr int64_t kElements = 64 * 8 / bits;
-  for (int t = 0; t < num_tiles; ++t) totals[t] = _mm512_setzero_ps();
+  const LaneScales own = lanes;  // in registers, as nothing here can then change it
+  const int8_t* activations[num_tiles];
+  __m512 sums[num_tiles];
+  for (int t = 0; t < num_tiles; ++t) {
+    activations[t] = tiles[t].codes;
+    sums[t] = _mm512_setzero_ps();
+  }
   const auto step = [&](int64_t vector, __m512i packed) {
     for (int t = 0; t < num_tiles; ++t) {
-      const __m512i sums = multiply_codes<bits>(packed, tiles[t].codes + vector * kElements);
-      totals[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), lanes.of<is_fine>(combined[t], vector),
-                                  totals[t]);
+      const __m512i product = multiply_codes<bits>(packed, activations[t] + vector * kElements);
+      sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), own.of<is_fine>(combined[t], vector),
+                                sums[t]);
     }
   };
   const int64_t whole = bytes / 64;
   for (int64_t vector = 0; vector < whole; ++vector) {
     const uint8_t* place = codes + vector * 64;
+    _mm_prefetch(reinterpret_cast<const char*>(place + kFarAhead), _MM_HINT_T1);
     _mm_prefetch(reinterpret_cast<const char*>(place + kAhead), _MM_HINT_T0);
     step(vector, _mm512_loadu_si512(place));
   }
   if (bytes % 64 != 0) {
     step(whole, _mm512_maskz_loadu_epi8(first_bytes(bytes % 64), codes + whole * 64));
   }
+  for (int t = 0; t < num_tiles; ++t) totals[t] = sums[t];
 }
 
 // Some rows, one behind the other as they lie in memory, and their sums at once.
