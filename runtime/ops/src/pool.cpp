@@ -74,27 +74,29 @@ size_t Pool::first_of(size_t share) const {
   return share * count_.load(std::memory_order_relaxed) / num_shares_;
 }
 
-// Begin one task, unless there is none left or the job is over.
-bool Pool::take(Share& share, uint32_t job, size_t* left) {
+// Begin half of the tasks that are left, unless there are none or the job is over. Every taking waits
+// for all reads that are under way, so it is done a few times, not once for each task.
+Pool::Taken Pool::take(Share& share, uint32_t job) {
   uint64_t ticket = share.ticket.load(std::memory_order_acquire);
   while (job_of(ticket) == job && left_of(ticket) > 0) {
-    if (share.ticket.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) {
-      *left = left_of(ticket);
-      return true;
+    const uint32_t count = (left_of(ticket) + 1) / 2;
+    if (share.ticket.compare_exchange_weak(ticket, ticket - count, std::memory_order_acq_rel)) {
+      return {left_of(ticket), count};
     }
   }
-  return false;
+  return {0, 0};
 }
 
 void Pool::do_tasks(uint32_t job, size_t self) {
-  size_t left = 0;
   for (size_t i = 0; i < num_shares_; ++i) {
     const size_t share = (self + i) % num_shares_;
-    while (take(shares_[share], job, &left)) {
-      // A task was taken, so the job is not over and these are its own.
-      const size_t index = first_of(share + 1) - left;
-      task_.load(std::memory_order_relaxed)(state_.load(std::memory_order_relaxed), index);
-      done_.fetch_add(1, std::memory_order_acq_rel);
+    for (Taken taken = take(shares_[share], job); taken.count > 0; taken = take(shares_[share], job)) {
+      // Tasks were taken, so the job is not over and these are its own.
+      const size_t first = first_of(share + 1) - taken.left;
+      const Team::Task task = task_.load(std::memory_order_relaxed);
+      void* state = state_.load(std::memory_order_relaxed);
+      for (size_t index = first; index < first + taken.count; ++index) task(state, index);
+      done_.fetch_add(taken.count, std::memory_order_acq_rel);
     }
   }
 }

@@ -39,11 +39,15 @@ class Pool {
   struct alignas(64) Share {
     std::atomic<uint64_t> ticket{0};
   };
+  // The first `count` of the `left` tasks that nobody had begun.
+  struct Taken {
+    size_t left, count;
+  };
   static constexpr size_t kMostThreads = 64;
 
   void work(size_t self);
   void stop();
-  bool take(Share& share, uint32_t job, size_t* left);
+  Taken take(Share& share, uint32_t job);
   void do_tasks(uint32_t job, size_t self);
   void sleep(uint32_t job);
   size_t first_of(size_t share) const;
