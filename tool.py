@@ -8,6 +8,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import typer
 
+from commands.bench import bench
 from commands.build import build
 from commands.calibrate import calibrate
 from commands.chat import chat
@@ -42,6 +43,7 @@ app.command("inspect")(inspect)
 app.command("run")(run)
 app.command("chat")(chat)
 app.command("eval")(eval_)
+app.command("bench")(bench)
 app.command("compile")(compile_checkpoint)
 
 

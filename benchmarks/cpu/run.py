@@ -14,17 +14,19 @@ import argparse
 import json
 import os
 import platform
-import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-from .bandwidth import measure_bandwidth
+from engines.cpu.traffic import Traffic
+from engines.measure.bandwidth import measure_bandwidth
+from engines.measure.machine import cpu_name
+
 from .gguf_model import default_path
 from .llama_cpp import LlamaCpp
-from .ours import Ours, Traffic
+from .ours import Ours
 
 RESULTS = Path(__file__).with_name("results.json")
 DEPTHS = (0, 1024, 4096, 8192)
@@ -97,29 +99,24 @@ def main() -> int:
         features = theirs.cpu_features
         ggml = theirs.ggml_version
     after = measure_bandwidth(threads=given.threads)
-    bandwidth = median([*before.samples, *after.samples])
+    bandwidth = before.plus(after)
     traffic = ours.traffic()
     results = {
-        "machine": {"cpu": _cpu_name(), "threads": given.threads, "instructions": features},
+        "machine": {"cpu": cpu_name(), "threads": given.threads, "instructions": features},
         "versions": {
             "python": platform.python_version(),
             "ggml": ggml,
             **{name: version(name) for name in ("onnxruntime", "numpy")},
         },
-        "ratios": ratios(rows, traffic, bandwidth),
-        "bandwidth_gb_s": round(bandwidth, 2),
-        "bandwidth_samples": [*before.samples, *after.samples],
+        "ratios": ratios(rows, traffic, bandwidth.median),
+        "bandwidth_gb_s": round(bandwidth.median, 2),
+        "bandwidth_samples": list(bandwidth.samples),
         "bytes_per_token": {str(depth): traffic.at(depth) for depth in DEPTHS},
         "samples": rows,
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     sys.stdout.write(json.dumps(results["ratios"], indent=1) + "\n")
     return 0
-
-
-def _cpu_name() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else platform.processor()
 
 
 if __name__ == "__main__":

@@ -3,25 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cpu.bandwidth import measure_bandwidth
 from benchmarks.cpu.native import compile_program, run_step
 from runtime.errors import KimiVLError, UnsupportedError
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
-
-
-@needs_gcc
-def test_every_pass_over_the_buffer_is_a_sample(tmp_path: Path) -> None:
-    program = tmp_path / "bandwidth"
-    found = measure_bandwidth(threads=1, buffer_bytes=1 << 24, passes=5, program=program)
-    assert len(found.samples) == 5
-    assert 0.1 < min(found.samples) <= found.median <= max(found.samples) < 10_000
-
-
-@needs_gcc
-def test_a_buffer_smaller_than_one_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KimiVLError, match="exited with 2"):
-        measure_bandwidth(buffer_bytes=64, program=tmp_path / "bandwidth")
 
 
 @needs_gcc
