@@ -27,8 +27,8 @@ from engines.measure.machine import cpu_name
 from .gguf_model import default_path
 from .llama_cpp import LlamaCpp
 from .ours import Ours
+from .results import merge_results
 
-RESULTS = Path(__file__).with_name("results.json")
 DEPTHS = (0, 1024, 4096, 8192)
 DECODED = 16
 PROMPT = 512
@@ -114,7 +114,7 @@ def main() -> int:
         "bytes_per_token": {str(depth): traffic.at(depth) for depth in DEPTHS},
         "samples": rows,
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    merge_results(results)
     sys.stdout.write(json.dumps(results["ratios"], indent=1) + "\n")
     return 0
 
