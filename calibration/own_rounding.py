@@ -34,18 +34,24 @@ def own_rounding(model: ir.Model, module: nn.Module) -> OwnRounding:
     """
     by_name = {blocks_name(place.parameter): place.parameter for place in places(module)}
     blocks: dict[str, int] = {}
-    replaces = set()
+    replaces: set[str] = set()
     for node in model.graph:
         if node.domain != CPU_DOMAIN or node.op_type not in (BLOCK_LINEAR, BLOCK_EXPERTS):
             continue
         size = node.attributes["block_size"].as_int()
         found = [by_name[value.name] for value in node.inputs if value and value.name in by_name]
-        if node.op_type == BLOCK_EXPERTS:
-            replaces.add(found[-1])  # between the halves
-            if node.attributes["num_shared"].as_int():
-                found += [name for name in by_name.values() if ".shared_experts." in name]
+        between = found[1:]  # the halves of experts
+        if node.op_type == BLOCK_EXPERTS and node.attributes["num_shared"].as_int():
+            found += [name for name in by_name.values() if ".shared_experts." in name]
         blocks |= dict.fromkeys(found, size)
+        replaces |= set(between if _is_rounded(node.inputs[0]) else found)
     return OwnRounding(blocks, frozenset(replaces))
+
+
+def _is_rounded(value: ir.Value | None) -> bool:
+    """Whether the recipe's rounding is still in front, as that to other formats than int8."""
+    producer = None if value is None else value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def round_in_blocks(module: nn.Module, rounding: OwnRounding) -> None:

@@ -26,6 +26,7 @@ from runtime.prompt.tokenizer import Tokenizer
 
 from .data.conversations import Conversations, DataOptions
 from .data.samples import content_hash, encode
+from .data.turns import encode_turns, turns_of
 from .passes.runs import Samples
 from .passes.streaming import STAGE, Pass
 from .price.distance import Reference
@@ -104,6 +105,7 @@ class _Calibration:
         self.options = options
         self.conversations = conversations
         self.progress = progress
+        self.turns = turns_of(conversations.held_out)
         self.layers = list(options.export.checked_layers(checkpoint.config))
         self.inputs = self._inputs()
 
@@ -119,6 +121,7 @@ class _Calibration:
             "held_out": content_hash(self.conversations.held_out),
             "samples": len(self.conversations.observed),
             "held_out_samples": len(self.conversations.held_out),
+            "turns": len(self.turns),
             "max_tokens": data.max_tokens,
             "seed": data.seed,
             "min_tokens_per_expert": self.options.limits.min_tokens_per_expert,
@@ -161,7 +164,8 @@ class _Calibration:
             [encode(one, prompts, self.options.data.max_tokens) for one in some]
             for some in (self.conversations.observed, self.conversations.held_out)
         )
-        return Samples(observed=observed, held_out=held_out)
+        turns = encode_turns(self.turns, prompts, self.options.data.max_tokens)
+        return Samples(observed=observed, held_out=held_out, turns=turns)
 
     def _search(self, samples: Samples) -> tuple[Recipe, dict[str, Any]]:
         """Find the recipe by measurement; a choice that loses too much gives way to a stricter."""
@@ -170,7 +174,7 @@ class _Calibration:
             checkpoint=self.checkpoint,
             root=self.folder,
             folder=self.found,
-            samples=samples,
+            samples=replace(samples, turns=()),
             layers=self.layers,
             min_expert_tokens=limits.min_tokens_per_expert,
             budget=limits.budget or self.options.export.recipe.budget,
@@ -203,6 +207,7 @@ class _Calibration:
         key = key_of({**self.inputs, "precision": recipe.values()})
         stats = way.run(Journal(self.folder, STAGE, key), self.folder)
         quality = {
+            "checkpoint": checkpoint_name(self.checkpoint.folder),
             "recipe": recipe.name,
             "precision": recipe.values(),
             "choices": choices,
@@ -220,7 +225,6 @@ class _Calibration:
             report,
             json.loads((self.found / QUALITY_FILE).read_text(encoding="utf-8")),
             recipe=recipe,
-            checkpoint_name=checkpoint_name(self.checkpoint.folder),
             samples=samples.held_out,
             examples=self.conversations.held_out,
             reference=Reference.load(self.found / REFERENCE_FILE),
@@ -240,7 +244,7 @@ class _Calibration:
         """What the manifest says of a calibration that passed."""
         price = dict(stats["head"]["recipes"][recipe.name]["price"])
         price.pop("samples")
-        data = ("data", "held_out", "samples", "held_out_samples", "seed", "max_tokens")
+        data = ("data", "held_out", "samples", "held_out_samples", "turns", "seed", "max_tokens")
         return {
             "key": key_of(self.inputs),
             "data": {name: self.inputs[name] for name in data},

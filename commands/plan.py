@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from export.recipe.recipe import Recipe
     from export.recipe.sizes import PartSize
 
+_KERNELS = {"own": "with `make ops`", "stock": "without"}
+
 
 @with_flag_groups
 def plan(
@@ -101,7 +103,7 @@ def _fields(made: "Plan", work: "Work") -> dict[str, Any]:
         },
         "samples": asdict(work.samples),
         "stages": [asdict(stage) for stage in made.stages],
-        "speed": asdict(made.speed) if made.speed else None,
+        "speeds": [asdict(speed) for speed in made.speeds],
         "device": _device_fields(made.device) if made.device else None,
         "experts": [asdict(step) for step in made.experts],
         "targets": [asdict(verdict) for verdict in made.targets],
@@ -128,11 +130,12 @@ def _show(made: "Plan", work: "Work") -> None:
         "stages: estimates, on one core of 2.6 GHz"
         + (calibrated if work.recipe.is_quantised else "")
     )
-    columns = ("stage", "memory", "disk needed", "left", "time", "memory is")
+    columns = ("stage", "memory", "mapped", "disk needed", "left", "time", "memory is")
     output.table(columns, [_stage_row(stage) for stage in made.stages])
-    if made.speed is not None:
-        output.heading("requests: estimates, on one core of 2.6 GHz")
-        output.table((), _speed_rows(made.speed))
+    if made.speeds:
+        output.heading("requests: estimates")
+        columns = ("", *(_KERNELS[speed.kernels] for speed in made.speeds))
+        output.table(columns, _speed_rows(made.speeds, work))
     if made.device is not None:
         _show_device(made.device, made.experts)
     output.heading("targets")
@@ -178,7 +181,8 @@ def _part_row(part: "PartSize") -> tuple[str, ...]:
 
 def _cache_rows(cache: "CacheSize", work: "Work") -> list[tuple[str, str]]:
     limits = work.limits
-    always = "" if cache.dtype == work.recipe.base else ", in every recipe"
+    is_chosen = work.recipe.cache is not None or cache.dtype == work.recipe.base
+    always = "" if is_chosen else ", in every recipe"
     return [
         ("type", cache.dtype + always),
         ("one token", output.size(cache.token_bytes)),
@@ -189,15 +193,19 @@ def _cache_rows(cache: "CacheSize", work: "Work") -> list[tuple[str, str]]:
 
 
 def _stage_row(stage: "StageCost") -> tuple[str, ...]:
-    sizes = (stage.memory_bytes, stage.disk_bytes, stage.left_bytes)
+    sizes = (stage.memory_bytes, stage.mapped_bytes, stage.disk_bytes, stage.left_bytes)
     return (stage.stage, *map(output.size, sizes), _duration(stage.time_s), stage.memory_of)
 
 
-def _speed_rows(speed: "Speed") -> list[tuple[str, str]]:
+def _speed_rows(speeds: "Sequence[Speed]", work: "Work") -> list[tuple[str, ...]]:
+    behind = f"behind {work.limits.max_tokens}"
     return [
-        ("largest image", _duration(speed.largest_image_s)),
-        ("prompt", _speed(speed.prompt_tokens_per_s)),
-        ("answer", _speed(speed.new_tokens_per_s)),
+        ("on", *(speed.conditions for speed in speeds)),
+        ("largest image", *(_duration(speed.largest_image_s) for speed in speeds)),
+        ("prompt", *(_speed(speed.prompt_tokens_per_s) for speed in speeds)),
+        ("answer", *(_speed(speed.new_tokens_per_s) for speed in speeds)),
+        (f"answer {behind}", *(_speed(speed.last_tokens_per_s) for speed in speeds)),
+        ("weights for a token", *(output.size(speed.token_bytes) for speed in speeds)),
     ]
 
 

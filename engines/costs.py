@@ -1,13 +1,15 @@
-"""What each stage takes in memory, disk and time: arithmetic on sizes, with what was measured.
+"""What export and calibration take in memory, disk and time, and the form of all such estimates.
 
-Memory is anonymous memory at the peak; files that are read or written pass through the page cache
-besides. Factors stand beside the run that they come from: two decoder layers of the released sizes
-with both towers, embedding and head; ONNX Runtime 1.32, torch 2.13.
+Arithmetic on sizes, with what was measured. Memory is anonymous memory at the peak; files that are
+read or written pass through the page cache besides. Factors stand beside the run that they come
+from: two decoder layers of the released sizes with both towers, embedding and head; ONNX Runtime
+1.32, torch 2.13.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Literal
 
 from export.recipe.sizes import Parameter, stored_bytes
 from runtime import names
@@ -17,8 +19,6 @@ from .work import IMAGE_SHARE, Work
 
 TORCH_BYTES = 400_000_000
 """A process with torch and onnx loaded; seen: 0.2 to 0.4 GB."""
-RUNTIME_BYTES = 200_000_000
-"""A process with ONNX Runtime loaded."""
 BLOCK_BYTES = 200_000_000
 """Blocks of 16 Mi values on their way to a file; seen: 0.51 GB for a whole export."""
 SEED_BYTES = 6
@@ -33,22 +33,11 @@ STACK_FACTOR = 2
 """Temporaries while experts are balanced, times the largest stack in fp32; seen: 2.0."""
 SCORE_COPIES, LOGIT_COPIES = 3, 2
 """Of attention scores and of logits while a sample runs; counted in the code, not measured."""
-FOLD_FACTOR = 3.5
-"""What ONNX Runtime holds while it turns the codes of a layer's experts into fp32, times those
-experts in fp32; seen: 3.1 at load, 3.7 in verify."""
-WIDEN_FP4_FACTOR = 3.5
-"""Bytes for a value while FP4 codes become int8; counted in the code, not measured."""
-SCORE_FACTOR = 4.5
-"""Scores of a prompt's step, (chunk, heads, tokens) in fp32, held at a time; seen: 4.5."""
-PATCH_FACTOR = 25
-"""Numbers of the tower's width for a patch at the peak; seen: 25 for 1024 and 4096 patches."""
 
 START_S = 2.0
 """Until a stage has loaded its packages."""
 REFERENCE_BYTES = 512
 """Kept of a judged position: 64 tokens with their log-probabilities."""
-BUILD_GRAPH_S = 0.6
-"""The passes over a graph; seen: 3.2 s for five."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +48,8 @@ class StageCost:
     memory_bytes: int
     memory_of: str
     """What the memory is made of."""
+    mapped_bytes: int = 0
+    """Of files that stay mapped and are read again and again: page cache, if there is room."""
     disk_bytes: int
     """Free space that the stage needs."""
     left_bytes: int
@@ -70,38 +61,24 @@ class StageCost:
 class Speed:
     """How long a request takes, once everything is loaded."""
 
+    kernels: Literal["own", "stock"]
+    """Those of `make ops`, or ONNX Runtime's."""
+    conditions: str
+    """What the estimate is for."""
     largest_image_s: float
     prompt_tokens_per_s: float
+    """Behind nothing."""
     new_tokens_per_s: float
+    """Behind nothing."""
+    last_tokens_per_s: float
+    """Behind a full slot."""
+    token_bytes: int
+    """Of weights that a new token reads."""
 
 
 def artifact_cost(work: Work) -> StageCost:
     """Estimate the stage that writes the neutral artifact: export, or calibrate where needed."""
     return _calibrate(work) if work.recipe.is_quantised else _export(work)
-
-
-def cpu_costs(work: Work, cache_bytes: int) -> list[StageCost]:
-    """Estimate the stages of target `cpu` behind it.
-
-    Args:
-        work: the model.
-        cache_bytes: of all slots.
-    """
-    return [_build(work), _verify(work), _run(work, cache_bytes)]
-
-
-def cpu_speed(work: Work) -> Speed:
-    """Estimate requests on target `cpu`, which computes in fp32."""
-    vision, patches = work.config.vision, work.limits.max_patches
-    pictures = [*work.graphs[names.VISION], *work.graphs[names.PROJECTOR]]
-    encoded = 2 * patches * _values(pictures) + 4 * patches**2 * vision.width * vision.num_layers
-    active = sum(_read_values(work, one) for one in work.parameters if one.part != "embedding")
-    head = _values(work.graphs[names.HEAD])
-    return Speed(
-        largest_image_s=rates.FLOPS.time_s(encoded),
-        prompt_tokens_per_s=1 / rates.FLOPS.time_s(2 * (active - head)),
-        new_tokens_per_s=1 / rates.READ.time_s(4 * active),
-    )
 
 
 def _export(work: Work) -> StageCost:
@@ -144,6 +121,7 @@ def _calibrate(work: Work) -> StageCost:
 def _calibrate_peaks(work: Work) -> Iterator[tuple[float, str]]:
     """Bytes beside the process, and what they are: one for each thing that could be the most."""
     decoder, tokens = work.config.decoder, work.samples.tokens
+    longest = work.samples.longest_tokens
     yield _export_bytes(work)
     for graph, members in work.graphs.items():
         whole = 4 * _values(members)
@@ -157,7 +135,7 @@ def _calibrate_peaks(work: Work) -> Iterator[tuple[float, str]]:
             logits = 4 * decoder.vocab_size * (1 - IMAGE_SHARE) * tokens
             yield whole + LOGIT_COPIES * logits, f"{graph} in fp32, logits of a sample"
         elif graph not in (names.VISION, names.PROJECTOR):
-            scores = 4 * decoder.num_heads * tokens**2
+            scores = 4 * decoder.num_heads * longest**2
             yield whole + SCORE_COPIES * scores, f"{graph} in fp32, attention of a sample"
 
 
@@ -179,105 +157,6 @@ def _calibrate_s(work: Work) -> float:
         + rates.STORE_CODES.time_s(_values(work.parameters))
         + _trace_s(work)
     )
-
-
-def _build(work: Work) -> StageCost:
-    """New weights: experts in the order of ONNX Runtime's operator, FP4 as int8."""
-    fp4 = [one for one in work.parameters if work.codes_of(one) == "nvfp4"]
-    moved = [one for one in work.parameters if one.part == "experts" and not work.experts]
-    left = sum(stored_bytes(one, work.recipe).codes for one in moved)
-    left += sum(one.count + 4 for one in fp4)
-    largest = max((one.count for one in fp4), default=0)
-    return StageCost(
-        stage="build",
-        memory_bytes=TORCH_BYTES + int(WIDEN_FP4_FACTOR * largest),
-        memory_of="the largest FP4 stack as int8" if fp4 else "one expert",
-        disk_bytes=left,
-        left_bytes=left,
-        time_s=START_S
-        + rates.RELAY.time_s(_values([*moved, *fp4]))
-        + BUILD_GRAPH_S * len(work.graphs),
-    )
-
-
-def _verify(work: Work) -> StageCost:
-    peaks = {
-        graph: 4 * _values(members) + _loaded_bytes(work, members) + _loading_bytes(work, members)
-        for graph, members in work.graphs.items()
-    }
-    graph = max(peaks, key=lambda name: peaks[name])
-    of_graphs = [one for members in work.graphs.values() for one in members]
-    folded = [one for one in of_graphs if one.part == "experts" and work.experts]
-    files = work.weights_bytes + _build(work).left_bytes
-    return StageCost(
-        stage="verify",
-        memory_bytes=TORCH_BYTES + int(peaks[graph]),
-        memory_of=f"{graph} as module and as session, what loading it takes",
-        disk_bytes=0,
-        left_bytes=0,
-        time_s=START_S
-        + rates.HASH.time_s(files)
-        + rates.VERIFY.time_s(_values(of_graphs) - _values(folded))
-        + rates.VERIFY_CODES.time_s(_values(folded)),
-    )
-
-
-def _run(work: Work, cache_bytes: int) -> StageCost:
-    """All sessions, one loaded after the other; then the cache and a step."""
-    kept = 0
-    loading = 0.0
-    for members in work.graphs.values():
-        kept += _loaded_bytes(work, members)
-        folded = _experts_bytes(members) if work.experts else 0
-        loading = max(loading, kept + FOLD_FACTOR * folded)
-    running = kept + cache_bytes + _step_bytes(work)
-    besides = "the cache, one step" if running > loading else "what loading the experts takes"
-    rate = rates.OPEN_CODES if work.recipe.is_quantised else rates.OPEN
-    return StageCost(
-        stage="run",
-        memory_bytes=RUNTIME_BYTES + int(max(loading, running)),
-        memory_of=f"weights in fp32{', experts mapped' if work.maps_experts else ''}; {besides}",
-        disk_bytes=0,
-        left_bytes=0,
-        time_s=rate.time_s(kept / 4),
-    )
-
-
-def _loaded_bytes(work: Work, members: list[Parameter]) -> int:
-    """What a session holds; experts that are fp32 in the file stay there, mapped."""
-    mapped = _experts_bytes(members) if work.maps_experts else 0
-    return 4 * _values(members) - mapped
-
-
-def _loading_bytes(work: Work, members: list[Parameter]) -> float:
-    """What is held beside module and session while a graph is verified."""
-    experts = _experts_bytes(members)
-    if experts and work.experts:
-        return FOLD_FACTOR * experts
-    return max(4 * max(one.count for one in members), experts * 2 / 3)  # gate and up are joined
-
-
-def _experts_bytes(members: list[Parameter]) -> int:
-    """Routed experts of a graph in fp32."""
-    return 4 * _values([one for one in members if one.part == "experts"])
-
-
-def _step_bytes(work: Work) -> int:
-    """The larger of an image's values and a prompt step's."""
-    decoder, limits = work.config.decoder, work.limits
-    image = 4 * PATCH_FACTOR * work.config.vision.width * limits.max_patches
-    scores = 4 * limits.prefill_chunk * decoder.num_heads * limits.max_tokens
-    step = SCORE_FACTOR * scores
-    if work.runs_all_experts:  # values of every expert for every token
-        values = 3 * decoder.expert_width + decoder.width
-        step = max(step, 4 * limits.prefill_chunk * decoder.num_experts * values)
-    return int(max(image, step))
-
-
-def _read_values(work: Work, parameter: Parameter) -> float:
-    """Numbers of a parameter that `cpu` reads for one token."""
-    is_whole = parameter.part == "experts" and work.runs_all_experts
-    return parameter.count * (1.0 if is_whole else float(parameter.read))
 
 
 def _matrix_values(parameter: Parameter) -> int:

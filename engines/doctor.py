@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from runtime.cores import Cores
 from runtime.errors import UnsupportedError
 from runtime.ops.library import find_library, instruction_set
 
@@ -54,7 +55,7 @@ def examine() -> list[Finding]:
     """Look at this machine; nothing is changed."""
     return [
         check_python(sys.version_info[:3]),
-        check_cores(os.cpu_count() or 1, len(os.sched_getaffinity(0))),
+        check_cores(os.cpu_count() or 1, Cores.of_this_process()),
         check_instructions(_read("/proc/cpuinfo")),
         check_memory(_read("/proc/meminfo")),
         check_disk(shutil.disk_usage(Path.cwd()).free),
@@ -77,9 +78,10 @@ def check_python(version: tuple[int, ...]) -> Finding:
     return Finding(name="python", value=shown)
 
 
-def check_cores(present: int, allowed: int) -> Finding:
-    """Say how many cores this process may use."""
-    return Finding(name="cores", value=f"{allowed} allowed of {present}")
+def check_cores(present: int, cores: Cores) -> Finding:
+    """Say how many cores this process may use, and how many threads an engine starts on them."""
+    threads = f"{cores.threads} thread{'' if cores.threads == 1 else 's'}: {cores.reason}"
+    return Finding(name="cores", value=f"{cores.allowed} allowed of {present}; {threads}")
 
 
 def check_instructions(cpuinfo: str) -> Finding:
@@ -138,8 +140,7 @@ def check_custom_ops() -> Finding:
         return Finding(name=name, value="cannot be used", level="warn", advice=str(error))
     if library is None:
         return Finding(name=name, value="not there", advice="`make ops` makes target cpu faster")
-    threads = len(os.sched_getaffinity(0))
-    return Finding(name=name, value=f"{instruction_set(library)}, {threads} threads")
+    return Finding(name=name, value=instruction_set(library))
 
 
 def check_onnxruntime(version: str | None) -> Finding:

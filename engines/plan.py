@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from export.recipe.sizes import PartSize, part_sizes, total_size
 
 from .cache_layout import cache_record
-from .costs import Speed, StageCost, artifact_cost, cpu_costs, cpu_speed
+from .costs import Speed, StageCost, artifact_cost
+from .cpu.costs import cpu_costs, cpu_speeds
 from .targets import TARGETS, Target, refusals, single_targets
 from .trt.sm import parse_target
 from .work import Work
@@ -49,8 +50,9 @@ class Plan:
     cache: CacheSize
     stages: tuple[StageCost, ...]
     """Estimates."""
-    speed: Speed | None
-    """An estimate; None where nothing was measured to make it from."""
+    speeds: tuple[Speed, ...]
+    """Estimates, one for each kind of kernels; none where nothing was measured to make them from.
+    """
     device: "DeviceMemory | None"
     """An estimate for a target of TensorRT; None for `cpu`."""
     experts: "tuple[ExpertsStep, ...]"
@@ -78,7 +80,7 @@ def make_plan(work: Work, target: str) -> Plan:
         total=total_size(work.parameters, work.recipe),
         cache=cache_size(work, singles[0]),  # those of TensorRT-RTX cache alike
         stages=(artifact_cost(work),),
-        speed=None,
+        speeds=(),
         device=None,
         experts=(),
         targets=tuple(_judge(one, work) for one in TARGETS.values()),
@@ -89,7 +91,8 @@ def make_plan(work: Work, target: str) -> Plan:
 
 def _with_cpu(plan: Plan, work: Work) -> Plan:
     costs = cpu_costs(work, plan.cache.total_bytes)
-    return replace(plan, stages=(*plan.stages, *costs), speed=cpu_speed(work))
+    speeds = cpu_speeds(work, plan.cache.token_bytes)
+    return replace(plan, stages=(*plan.stages, *costs), speeds=tuple(speeds))
 
 
 def _with_tensorrt(plan: Plan, work: Work) -> Plan:

@@ -60,7 +60,7 @@ _ALL = (
         int4_groups=(16, 32, 64, 128),
         cache="fp32",
         takes_int8_cache=True,
-        remark="computes in fp32, whatever the weights are stored in",
+        remark="int4 stays codes, int8 where activations may be rounded; all else is fp32",
     ),
     Target(
         name="rtx:sm75",

@@ -13,6 +13,10 @@ IMAGE_SHARE = 0.5
 """Of the tokens of a sample."""
 HELD_OUT_SHARE, MOST_HELD_OUT = 5, 100
 """A fifth of the conversations, at most a hundred, as `calibrate` does it."""
+MOST_JOINED, SINGLES_FOR_JOINED = 6, 8
+"""Conversations of several turns: one for eight held-out ones."""
+TURNS, MOST_TURN_TOKENS = 4, 4096
+"""Each has so many turns, and no turn more tokens with all that is before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,21 @@ class SampleCount:
 
     @property
     def held_out_tokens(self) -> int:
-        """Tokens that are run as the recipe has them, too."""
-        return min(MOST_HELD_OUT, self.conversations // HELD_OUT_SHARE) * self.tokens
+        """Tokens that are run as the recipe has them, too; later turns behind earlier ones."""
+        held_out = min(MOST_HELD_OUT, self.conversations // HELD_OUT_SHARE)
+        joined = max(1, min(MOST_JOINED, held_out // SINGLES_FOR_JOINED))
+        return held_out * self.tokens + joined * sum(self._turn_tokens)
+
+    @property
+    def longest_tokens(self) -> int:
+        """Of the longest that runs at once."""
+        return max([self.tokens, *self._turn_tokens])
+
+    @property
+    def _turn_tokens(self) -> list[int]:
+        """Of each turn with all that is before it; longer ones are left out."""
+        lengths = (turn * self.tokens for turn in range(1, TURNS + 1))
+        return [length for length in lengths if length <= MOST_TURN_TOKENS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +83,14 @@ class Work:
         return sum(graph_bytes(self.parameters, self.recipe).values())
 
     @property
+    def layer_graphs(self) -> list[str]:
+        """Graphs of decoder layers."""
+        return [names.layer_name(layer) for layer in self.layers]
+
+    @property
     def experts(self) -> PartRecipe | None:
         """How the experts are quantised."""
         return self.recipe.parts.get("experts")
-
-    @property
-    def maps_experts(self) -> bool:
-        """Whether `cpu` reads the experts as they lie in the file."""
-        return self.recipe.base == "fp32" and self.experts is None
-
-    @property
-    def runs_all_experts(self) -> bool:
-        """Whether `cpu` computes every expert: its operator cannot round between two halves."""
-        return self.experts is not None and self.experts.activations is not None
 
     def codes_of(self, parameter: Parameter) -> str | None:
         """What a parameter is quantised to; None where it is not."""

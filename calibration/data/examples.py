@@ -43,6 +43,11 @@ class Example:
         return tuple(source for source in sources if isinstance(source, Path))
 
     @property
+    def turn(self) -> int:
+        """Number of the reply in the conversation, from 1."""
+        return 1 + sum(message.role == "assistant" for message in self.messages)
+
+    @property
     def question(self) -> str:
         """The text of the last message."""
         return " ".join(part.text for part in self.messages[-1].parts if isinstance(part, Text))

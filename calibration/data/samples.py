@@ -33,6 +33,8 @@ class Sample:
     judged: NDArray[np.int64]
     """Positions whose next token belongs to the reply; all text positions without a reply."""
     has_reply: bool
+    turn: int = 1
+    """Of the reply in its conversation."""
 
 
 def load_conversations(source: str, prompt: str = DEFAULT_PROMPT) -> list[Example]:
@@ -67,15 +69,19 @@ def draw(examples: Sequence[Example], count: int | None, seed: int) -> list[Exam
     return shuffled[:count]
 
 
-def encode(example: Example, prompts: PromptEncoder, max_tokens: int) -> Sample:
-    """Encode one conversation with its reply, cut behind `max_tokens`."""
+def encode(example: Example, prompts: PromptEncoder, max_tokens: int | None) -> Sample:
+    """Encode one conversation with its reply.
+
+    Raises:
+        InputError: it is longer than `max_tokens`; None allows any length.
+    """
     asked = prompts.encode(example.messages)
     ids, start = asked.ids, 0
     if example.reply:
         reply = Message(role="assistant", parts=(Text(text=example.reply),))
         whole = prompts.encode((*example.messages, reply), add_generation_prompt=False)
         ids, start = whole.ids, len(asked.ids) - 1
-    if len(ids) > max_tokens:
+    if max_tokens is not None and len(ids) > max_tokens:
         raise InputError(
             f"a conversation of {len(ids)} tokens is longer than the limit of {max_tokens}; "
             "shorten it or leave it out"
@@ -89,6 +95,7 @@ def encode(example: Example, prompts: PromptEncoder, max_tokens: int) -> Sample:
         images=asked.images,
         judged=judged,
         has_reply=bool(example.reply),
+        turn=example.turn,
     )
 
 

@@ -20,11 +20,13 @@ class Samples:
 
     observed: Sequence[Sample]
     held_out: Sequence[Sample]
+    turns: Sequence[Sample] = ()
+    """Judged besides, turn by turn; the price is that of `held_out` alone."""
 
     @property
     def all(self) -> list[Sample]:
-        """Both, in order."""
-        return [*self.observed, *self.held_out]
+        """All, in order."""
+        return [*self.observed, *self.held_out, *self.turns]
 
     @property
     def images(self) -> list[PatchedImage]:

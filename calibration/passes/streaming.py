@@ -29,7 +29,7 @@ from runtime.files import write_bytes
 from runtime.progress import Progress, silent
 
 from ..price.distance import Distance, Reference
-from ..price.figures import price
+from ..price.figures import by_turn, price
 from ..scales.choose import Chooser
 from ..scales.observe import Observer
 from ..scales.rounding import round_cache, round_inputs
@@ -259,7 +259,10 @@ class _Step:
             handle.remove()
         found = comparison.figures()
         if distances:
-            found["price"] = price(self.way.samples.held_out, self.reference, distances)
+            samples = self.way.samples
+            count = len(samples.held_out)
+            found["price"] = price(samples.held_out, self.reference[:count], distances[:count])
+            found["turns"] = by_turn(samples.turns, self.reference[count:], distances[count:])
         return found
 
     def _has_cache_of(self, recipe: Recipe) -> bool:

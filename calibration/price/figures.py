@@ -25,6 +25,35 @@ def price(
         `exact_match_reference`; and `samples`: for each `kl`, and `differs`, pairs of the number of
         a judged position and the token that is chosen there instead of the reference's.
     """
+    found = _figures(samples, references, distances)
+    found["samples"] = [_sample_price(distance) for distance in distances]
+    return found
+
+
+def by_turn(
+    samples: Sequence[Sample], references: Sequence[Reference], distances: Sequence[Distance]
+) -> list[dict[str, Any]]:
+    """Sum up samples of conversations by the turn that they are.
+
+    Returns:
+        For each turn `turn`, `conversations` and the figures of `price` without `samples`; in
+        order.
+    """
+    found = []
+    for turn in sorted({sample.turn for sample in samples}):
+        places = [place for place, sample in enumerate(samples) if sample.turn == turn]
+        figures = _figures(
+            [samples[place] for place in places],
+            [references[place] for place in places],
+            [distances[place] for place in places],
+        )
+        found.append({"turn": turn, "conversations": len(places), **figures})
+    return found
+
+
+def _figures(
+    samples: Sequence[Sample], references: Sequence[Reference], distances: Sequence[Distance]
+) -> dict[str, Any]:
     found: dict[str, Any] = dict(Distance.join(list(distances)).figures())
     forced = [
         (torch.from_numpy(sample.ids[sample.judged + 1]), reference, distance)
@@ -36,7 +65,6 @@ def price(
         wanted = [bool((reference.tokens[:, 0] == ids).all()) for ids, reference, _ in forced]
         found["exact_match"] = sum(right) / len(right)
         found["exact_match_reference"] = sum(wanted) / len(wanted)
-    found["samples"] = [_sample_price(distance) for distance in distances]
     return found
 
 

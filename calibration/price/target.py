@@ -16,19 +16,23 @@ from runtime.prompt.encoder import PromptEncoder
 
 from ..data.examples import Example
 from ..data.samples import Sample, content_hash, encode
+from ..data.turns import encode_turns, turns_of
 from .distance import Distance, Reference
-from .figures import price
+from .figures import by_turn, price
 
 STAGE = "price"
 REFERENCE_PATH = "calibration/reference.safetensors"
+TURN_FIGURES = ("kl_mean", "top1", "exact_match")
+"""Kept of each turn, beside what the calibration keeps of fp32."""
 
 
 def price_target(
     artifact: Artifact, target: str, held_out: Sequence[Example], progress: Progress = silent
 ) -> dict[str, float]:
-    """Run the held-out samples through a target, teacher-forced.
+    """Run the held-out samples through a target, teacher-forced, then turns of conversations.
 
-    Samples that are longer than the target's cache are left out.
+    Samples that are longer than the target's cache are left out, and a turn with one of them as a
+    whole.
 
     Args:
         artifact: opened, hence checked.
@@ -37,7 +41,8 @@ def price_target(
         progress: told in samples.
 
     Returns:
-        `kl_mean`, `kl_p99`, `top1`, `positions`, and `exact_match` with `exact_match_reference`.
+        `kl_mean`, `kl_p99`, `top1`, `positions`, and `exact_match` with `exact_match_reference`;
+        of turn N of conversations `turn_N_kl_mean`, `turn_N_top1`, `turn_N_exact_match`.
 
     Raises:
         InputError: these are not the conversations that judged the recipe.
@@ -48,17 +53,57 @@ def price_target(
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     prompts = PromptEncoder.load(artifact.model_folder, config)
     samples = [encode(one, prompts, data["max_tokens"]) for one in held_out]
-    references = _references(artifact, samples)
-    engine = open_engine(artifact, target)
-    kept = [i for i, one in enumerate(samples) if len(one.ids) <= engine.limits.max_tokens]
-    distances = []
-    for done, index in enumerate(kept):
-        progress(STAGE, done, len(kept))
-        logits = torch.from_numpy(_judged_logits(engine, samples[index]))
-        distances.append(Distance.between(references[index], logits))
-    progress(STAGE, len(kept), len(kept))
-    found = price([samples[i] for i in kept], [references[i] for i in kept], distances)
-    return {name: float(value) for name, value in found.items() if name != "samples"}
+    judged_turns = turns_of(held_out) if data.get("turns") else []
+    turns = encode_turns(judged_turns, prompts, data["max_tokens"])
+    references = _references(artifact, [*samples, *turns])
+    measure = _Measure(open_engine(artifact, target), progress, len(samples) + len(turns))
+    found = price(*measure.all(samples, references[: len(samples)]))
+    found.pop("samples")
+    found |= _turn_figures(measure, turns, references[len(samples) :])
+    return {name: float(value) for name, value in found.items()}
+
+
+class _Measure:
+    """Runs samples through an engine."""
+
+    def __init__(self, engine: Engine, progress: Progress, total: int) -> None:
+        self._engine, self._progress, self._total = engine, progress, total
+        self._done = 0
+
+    def has_room(self, sample: Sample) -> bool:
+        """Tell whether a sample fits the engine's cache."""
+        return len(sample.ids) <= self._engine.limits.max_tokens
+
+    def all(
+        self, samples: Sequence[Sample], references: Sequence[Reference]
+    ) -> tuple[list[Sample], list[Reference], list[Distance]]:
+        """Give the samples that fit, what they are judged by, and how far they are from it."""
+        kept: list[Sample] = []
+        wanted: list[Reference] = []
+        distances: list[Distance] = []
+        for sample, reference in zip(samples, references, strict=True):
+            self._progress(STAGE, self._done, self._total)
+            self._done += 1
+            if self.has_room(sample):
+                logits = torch.from_numpy(_judged_logits(self._engine, sample))
+                kept.append(sample)
+                wanted.append(reference)
+                distances.append(Distance.between(reference, logits))
+        self._progress(STAGE, self._done, self._total)
+        return kept, wanted, distances
+
+
+def _turn_figures(
+    measure: _Measure, turns: Sequence[Sample], references: Sequence[Reference]
+) -> dict[str, float]:
+    too_long = {sample.turn for sample in turns if not measure.has_room(sample)}
+    summed = by_turn(*measure.all(turns, references))
+    return {
+        f"turn_{one['turn']}_{name}": one[name]
+        for one in summed
+        for name in TURN_FIGURES
+        if name in one and one["turn"] not in too_long
+    }
 
 
 def _references(artifact: Artifact, samples: Sequence[Sample]) -> list[Reference]:

@@ -1,7 +1,7 @@
 """What a calibration found, by subject: the content of `quality.json` beside recipe and gate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from export.recipe.recipe import Part, Recipe
@@ -57,6 +57,8 @@ class Findings:
     """As `GateLimits.record` gives it."""
     problems: Sequence[str]
     """Why the gate refuses; empty if it does not."""
+    prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Of targets, as `price.target` gives them; empty before one was measured."""
 
     @property
     def graphs(self) -> dict[str, Mapping[str, Any]]:
@@ -69,6 +71,12 @@ class Findings:
         """Of the whole recipe, as `price.figures` gives it."""
         price: Mapping[str, Any] = self._of(names.HEAD)["price"]
         return price
+
+    @property
+    def turns(self) -> Sequence[Mapping[str, Any]]:
+        """Figures of each turn of conversations; empty if there were none."""
+        turns: Sequence[Mapping[str, Any]] = self._of(names.HEAD).get("turns", ())
+        return turns
 
     @property
     def choices(self) -> Sequence[Mapping[str, Any]]:

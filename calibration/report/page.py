@@ -6,6 +6,7 @@ anything. Equal inputs give equal bytes.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from export.recipe.recipe import Recipe
@@ -23,6 +24,7 @@ from .parts import recipe_section, weights_section
 from .replies import Decode, read_replies
 from .samples import samples_section
 from .sections import Section, contents
+from .turns import turns_section
 from .verdict import price_section, verdict
 
 _STYLE = Path(__file__).with_name("page.css")
@@ -35,13 +37,13 @@ def write_report(
     quality: Mapping[str, Any],
     *,
     recipe: Recipe,
-    checkpoint_name: str,
     samples: Sequence[Sample],
     examples: Sequence[Example],
     reference: Reference,
     decode: Decode,
     gate: Mapping[str, Any],
     problems: Sequence[str],
+    prices: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> None:
     """Write the page.
 
@@ -49,22 +51,24 @@ def write_report(
         path: of the file.
         quality: the content of `quality.json`.
         recipe: the one that was measured.
-        checkpoint_name: for the head of the page.
         samples: the held-out ones.
         examples: the same, as conversations.
-        reference: what fp32 predicts at their judged positions.
+        reference: what fp32 predicts at their judged positions, and behind these at others.
         decode: turns token ids into text.
         gate: the limits, as `GateLimits.record` gives them.
         problems: why the gate refuses; empty if it does not.
+        prices: what targets lose, as `price.target` gives it.
 
     Raises:
         InputError: a picture is no longer there.
     """
-    findings = Findings(quality=quality, recipe=recipe, gate=gate, problems=problems)
-    likeliest = reference.tokens[:, 0].tolist()
+    findings = Findings(quality=quality, recipe=recipe, gate=gate, problems=problems, prices=prices)
+    judged = sum(len(sample.judged) for sample in samples)
+    likeliest = reference.part(0, judged).tokens[:, 0].tolist()
     replies = read_replies(samples, examples, likeliest, findings.price["samples"])
     sections = [
         price_section(findings),
+        turns_section(findings),
         recipe_section(recipe),
         choices_section(findings.choices, findings.gate["budget"]["kl"]),
         graphs_section(findings),
@@ -72,7 +76,7 @@ def write_report(
         experts_section(findings),
         samples_section(replies, recipe.name, decode),
     ]
-    page = _page(findings, checkpoint_name, [one for one in sections if one is not None])
+    page = _page(findings, quality["checkpoint"], [one for one in sections if one is not None])
     write_bytes(path, page.encode(errors="replace"))
 
 

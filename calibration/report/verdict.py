@@ -41,6 +41,7 @@ def price_section(findings: Findings) -> Section:
     changed = findings.gate["overridden"]
     own = f"Limits that were set for this run: {', '.join(changed)}." if changed else ""
     rows = [*_distances(findings), *_matches(findings), *_rare_experts(findings)]
+    rows += _of_targets(findings)
     return Section(
         name="price",
         title="Price",
@@ -78,6 +79,15 @@ def _matches(findings: Findings) -> Iterator[Html]:
     yield _plain("exact match after", percent(after))
     name, at_most = "exact match lost", f"at most {limit_percent(allowed)}"
     yield _judged(name, percent(before - after), at_most, before - after, allowed)
+
+
+def _of_targets(findings: Findings) -> Iterator[Html]:
+    """What the engines of targets lose, their own rounding included."""
+    for name, price in findings.prices.items():
+        yield _plain(f"mean KL through target {name} (nats)", number(price["kl_mean"]))
+        yield _plain(f"top-1 agreement through target {name}", percent(price["top1"]))
+        if "exact_match" in price:
+            yield _plain(f"exact match through target {name}", percent(price["exact_match"]))
 
 
 def _rare_experts(findings: Findings) -> Iterator[Html]:

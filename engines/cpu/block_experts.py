@@ -23,8 +23,7 @@ class BlockExperts:
 
     Where activations may not be rounded, the op's body stands in the graph itself, for int4 codes
     only, and experts whose inner values are rounded stay: the operator cannot round there as the
-    recipe says. Where they may be, its own rounding, with a scale for each block of a row, takes
-    the place of a static one between the halves.
+    recipe says. Where they may be, its own rounding takes the place of a recipe's to int8.
     """
 
     may_round: bool
@@ -32,7 +31,7 @@ class BlockExperts:
     @property
     def name(self) -> str:
         """Tells whether what meets the codes is rounded."""
-        return "block-experts-rounding-activations" if self.may_round else "block-experts"
+        return "block-experts-rounding-once" if self.may_round else "block-experts"
 
     def requires(self, model: ir.Model) -> str | None:
         """Accept any graph; one without integer codes of experts stays as it is."""

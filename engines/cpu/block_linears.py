@@ -13,6 +13,7 @@ from runtime.names import BLOCK_LINEAR, CPU_DOMAIN, block_scales_name, blocks_na
 from ..lowering import Lowered
 from .blocks import BlockCodes, BlockScales, register
 from .bodies import add_body
+from .replaced_rounding import before_rounding
 from .stored_codes import StoredCodes, stored_codes
 
 
@@ -20,8 +21,9 @@ from .stored_codes import StoredCodes, stored_codes
 class BlockLinears:
     """Replace products with stored codes by `BlockLinear`, codes laid out anew.
 
-    Where activations may not be rounded, the op's body stands in the graph itself, for int4 codes
-    only: ONNX Runtime has no kernel for int8 ones that rounds nothing.
+    Where activations may be rounded, that takes the place of a recipe's int8 rounding. Where they
+    may not, the op's body stands in the graph itself, for int4 codes only: ONNX Runtime has no
+    kernel for int8 ones that rounds nothing.
     """
 
     may_round: bool
@@ -29,7 +31,7 @@ class BlockLinears:
     @property
     def name(self) -> str:
         """Tells whether what meets the codes is rounded."""
-        return "block-linears-rounding-activations" if self.may_round else "block-linears"
+        return "block-linears-rounding-once" if self.may_round else "block-linears"
 
     def requires(self, model: ir.Model) -> str | None:
         """Accept any graph; one without integer codes stays as it is."""
@@ -42,7 +44,7 @@ class BlockLinears:
         found = list(_products(model, may_round=self.may_round))
         if not found:
             return lowered
-        weights = [one for node, codes in found for one in _replace(model.graph, node, codes)]
+        weights = [one for node, codes in found for one in self._replace(model.graph, node, codes)]
         common.RemoveUnusedNodesPass()(model)
         add_body(model, BLOCK_LINEAR, may_round=self.may_round)
         return replace(lowered, new_weights=(*lowered.new_weights, *weights))
@@ -52,6 +54,24 @@ class BlockLinears:
         left = [node.name for node, _ in _products(model, may_round=self.may_round)]
         return f"products with codes left: {left[:3]}" if left else None
 
+    def _replace(
+        self, graph: ir.Graph, node: ir.Node, stored: StoredCodes
+    ) -> tuple[BlockCodes | BlockScales, ...]:
+        weights = linear_weights(stored)
+        codes, scales = register(graph, weights)
+        inputs, outputs = stored.shape
+        attributes = {"K": inputs, "N": outputs, "bits": stored.bits, "block_size": stored.block}
+        x, old = given(node.inputs[0]), node.outputs[0]
+        x = before_rounding(x) if self.may_round else x
+        made = ir.node(
+            BLOCK_LINEAR, [x, codes, scales], attributes, domain=CPU_DOMAIN, name=node.name
+        )
+        result = made.outputs[0]
+        result.name, result.type, result.shape = old.name, old.type, old.shape
+        graph.insert_before(node, made)
+        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+        return weights
+
 
 def _products(model: ir.Model, *, may_round: bool) -> Iterator[tuple[ir.Node, StoredCodes]]:
     for node in model.graph:
@@ -60,22 +80,6 @@ def _products(model: ir.Model, *, may_round: bool) -> Iterator[tuple[ir.Node, St
         codes = stored_codes(node.inputs[1])
         if codes is not None and len(codes.shape) == 2 and (may_round or codes.bits == 4):
             yield node, codes
-
-
-def _replace(
-    graph: ir.Graph, node: ir.Node, stored: StoredCodes
-) -> tuple[BlockCodes | BlockScales, ...]:
-    weights = linear_weights(stored)
-    codes, scales = register(graph, weights)
-    inputs, outputs = stored.shape
-    attributes = {"K": inputs, "N": outputs, "bits": stored.bits, "block_size": stored.block}
-    x, old = given(node.inputs[0]), node.outputs[0]
-    made = ir.node(BLOCK_LINEAR, [x, codes, scales], attributes, domain=CPU_DOMAIN, name=node.name)
-    result = made.outputs[0]
-    result.name, result.type, result.shape = old.name, old.type, old.shape
-    graph.insert_before(node, made)
-    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-    return weights
 
 
 def linear_weights(stored: StoredCodes) -> tuple[BlockCodes, BlockScales]:

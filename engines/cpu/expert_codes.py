@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from export.graph.edits import given
 from runtime.names import block_scales_name, blocks_name
 
+from .block_size import common_block_size
 from .blocks import BlockCodes, BlockScales, Packed
-from .stored_codes import LARGEST_BLOCK, SMALLEST_BLOCK, StoredCodes, stored_codes
+from .stored_codes import StoredCodes, stored_codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,8 @@ def common_block(matrices: Sequence[StoredCodes]) -> int | None:
     """
     if len({(matrix.bits, matrix.scales.dtype) for matrix in matrices}) > 1:
         return None
-    groups = {matrix.group for matrix in matrices if matrix.group}
     inputs = [matrix.shape[-2] for matrix in matrices]
-    if len(groups) > 1:
-        return None
-    largest = min([LARGEST_BLOCK, *(size & -size for size in inputs)])
-    block = groups.pop() if groups else largest
-    fits = block >= SMALLEST_BLOCK and all(size % block == 0 for size in inputs)
-    return block if fits else None
+    return common_block_size(inputs, [matrix.group for matrix in matrices])
 
 
 @dataclass(frozen=True, kw_only=True)

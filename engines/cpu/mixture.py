@@ -1,5 +1,6 @@
 """The nodes that make up the experts of a layer: routed ones, and the shared MLP beside them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -8,7 +9,11 @@ from export.graph.edits import given
 from runtime.names import EXPERTS_UP
 
 from .expert_codes import SwiGLU, common_block
+from .replaced_rounding import before_rounding
 from .stored_codes import StoredCodes
+
+_Look = Callable[[ir.Value], ir.Value]
+"""Gives what a value was before a rounding that need not be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +45,15 @@ class Mixture:
 
         Args:
             down_node: the second half of the experts.
-            may_round: whether the operator may round in its own way between the halves, where the
-                recipe rounds to int8; it cannot do it in the recipe's. Codes of 8 bits need it.
+            may_round: whether the operator may round in its own way where the recipe rounds to
+                int8; it cannot do it in the recipe's. Codes of 8 bits need it.
 
         Returns:
             None if these experts have to stay as they are.
         """
+        look = before_rounding if may_round else _unchanged
         inner, experts, scores, down = (given(value) for value in down_node.inputs)
-        up_node = (_before_rounding(inner) if may_round else inner).producer()
+        up_node = look(inner).producer()
         if up_node is None or up_node.op_type != EXPERTS_UP:
             return None
         routed = SwiGLU.of(up_node.inputs[2], up_node.inputs[3], down)
@@ -55,14 +61,14 @@ class Mixture:
             return None
         if routed.gate.bits != 4 and not may_round:
             return None
-        hidden, mixed = given(up_node.inputs[0]), down_node.outputs[0]
+        hidden, mixed = look(given(up_node.inputs[0])), down_node.outputs[0]
         return cls(
             hidden=hidden,
             experts=experts,
             scores=scores,
             mixed=mixed,
             routed=routed,
-            shared=_shared(mixed, hidden, routed),
+            shared=_shared(mixed, hidden, routed, look),
         )
 
     @property
@@ -72,25 +78,21 @@ class Mixture:
         return (*self.routed.matrices, *shared)
 
 
-def _before_rounding(value: ir.Value) -> ir.Value:
-    """Return what was rounded to int8 to give a value; the value itself if nothing was."""
-    back = _node(value, "DequantizeLinear")
-    there = None if back is None else _node(back.inputs[0], "QuantizeLinear")
-    is_int8 = there is not None and there.outputs[0].dtype == ir.DataType.INT8
-    return given(there.inputs[0]) if there is not None and is_int8 else value
+def _unchanged(value: ir.Value) -> ir.Value:
+    return value
 
 
-def _shared(mixed: ir.Value, hidden: ir.Value, routed: SwiGLU) -> Shared | None:
+def _shared(mixed: ir.Value, hidden: ir.Value, routed: SwiGLU, look: _Look) -> Shared | None:
     """Find the shared MLP, if it can be cut into experts of the routed ones' form.
 
-    One whose values are rounded by the recipe stays as it is: it can be computed in that way.
+    One that the recipe rounds, and the operator may not, stays as it is.
     """
     whole = _only_user(mixed, "Reshape")
     added = None if whole is None else _only_user(whole, "Add")
     if whole is None or added is None:
         return None
     other = next(value for value in given(added.producer()).inputs if value is not whole)
-    found, rows = _swiglu(given(other)), _node(hidden, "Reshape")
+    found, rows = _swiglu(given(other), look), _node(hidden, "Reshape")
     if found is None or rows is None or rows.inputs[0] is not found[0]:
         return None
     matrices = found[1]
@@ -100,10 +102,10 @@ def _shared(mixed: ir.Value, hidden: ir.Value, routed: SwiGLU) -> Shared | None:
     return Shared(matrices=matrices, routed=whole, sum=added)
 
 
-def _swiglu(value: ir.Value) -> tuple[ir.Value, SwiGLU] | None:
+def _swiglu(value: ir.Value, look: _Look) -> tuple[ir.Value, SwiGLU] | None:
     """Take apart down(silu(gate(x)) * up(x)): x, and the matrices."""
     down = _node(value, "MatMul")
-    product = None if down is None else _node(down.inputs[0], "Mul")
+    product = None if down is None else _node(look(given(down.inputs[0])), "Mul")
     swish = None if product is None else _node(product.inputs[0], "Mul")
     if down is None or product is None or swish is None:
         return None
@@ -112,9 +114,10 @@ def _swiglu(value: ir.Value) -> tuple[ir.Value, SwiGLU] | None:
     if gate is None or up is None or half is None or half.inputs[0] is not swish.inputs[0]:
         return None
     matrices = SwiGLU.of(gate.inputs[1], up.inputs[1], down.inputs[1])
-    if matrices is None or gate.inputs[0] is not up.inputs[0]:
+    x = look(given(gate.inputs[0]))
+    if matrices is None or x is not look(given(up.inputs[0])):
         return None
-    return given(gate.inputs[0]), matrices
+    return x, matrices
 
 
 def _node(value: ir.Value | None, op_type: str) -> ir.Node | None:

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from export.graph.edits import given
 
 from ..graph_edits import stored_initializer
+from .block_size import block_size
 
 BITS = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-SMALLEST_BLOCK, LARGEST_BLOCK = 16, 128
-"""Inputs that share a scale in the blocks that we make."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +41,8 @@ class StoredCodes:
 
     @property
     def block(self) -> int:
-        """Inputs of a block: the group; where all share a scale, a power of two that divides them.
-
-        If none of 16 or more does, 16: the last block is then padded.
-        """
-        inputs = self.shape[-2]
-        return self.group or max(SMALLEST_BLOCK, min(LARGEST_BLOCK, inputs & -inputs))
+        """Inputs that share a scale once the codes are laid out in blocks."""
+        return block_size(self.shape[-2], self.group)
 
     def packed(self) -> NDArray[np.uint8]:
         """Map the codes as they lie: (..., in, out * bits / 8)."""

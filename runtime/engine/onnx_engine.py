@@ -68,7 +68,9 @@ class OnnxEngine:
         self._layers = OnnxLayers(
             layers,
             self._cache,
-            read_whole_slots=library is not None and names.READS_LENGTHS in record.passes,
+            read_whole_slots=library is not None
+            and names.READS_LENGTHS in record.passes
+            and names.CACHE_SCALES in record.cache.tensors,  # the kernel is of an int8 cache
             observer=observer,
         )
 

@@ -1,12 +1,12 @@
 """ONNX Runtime sessions made from checked bytes of an artifact, sharing the cores politely."""
 
-import os
 from functools import cache
 from pathlib import Path
 
 import onnxruntime as ort
 
 from ..artifact.folder import Artifact
+from ..cores import Cores
 from ..errors import ArtifactError
 
 
@@ -22,7 +22,7 @@ def open_session(
     Args:
         artifact: opened, hence checked.
         path: of the graph, as in the manifest.
-        num_threads: cores to use; all that this process may, if left out.
+        num_threads: to start; one for each core to be had, if left out.
         ops_library: custom ops whose kernels take the place of function bodies.
 
     Raises:
@@ -51,7 +51,7 @@ def session_from_bytes(
     Args:
         content: the graph.
         place: where it lies, or would lie: its weights are found from there.
-        num_threads: cores to use; all that this process may, if left out.
+        num_threads: to start; one for each core to be had, if left out.
         ops_library: custom ops whose kernels take the place of function bodies.
 
     Raises:
@@ -85,8 +85,8 @@ def session_from_bytes(
 
 
 def thread_count(wanted: int | None) -> int:
-    """Give the threads of an engine: as many as are wanted, else one for each allowed core."""
-    return wanted or len(os.sched_getaffinity(0))
+    """Give the threads of an engine: as many as are wanted, else one for each core to be had."""
+    return wanted or Cores.of_this_process().threads
 
 
 @cache

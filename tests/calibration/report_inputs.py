@@ -100,7 +100,9 @@ def make_quality(
     price = make_price(told)
     head = {"is_finite": True, "weights": {"lm_head.weight": 0.0264}, "price": price}
     graphs[names.HEAD] = {"observed": {"ports": {}}, "recipes": {"nvfp4": head}}
-    return {"recipe": "nvfp4", "precision": {}, "graphs": graphs}
+    return {
+        "checkpoint": "some-checkpoint", "recipe": "nvfp4", "precision": {}, "graphs": graphs
+    }  # fmt: skip
 
 
 def make_price(told: Sequence[Told]) -> dict[str, Any]:
@@ -142,7 +144,6 @@ def write(path: Path, told: Sequence[Told], quality: dict[str, Any], **other: An
     recipe = other.pop("recipe", load_recipe("nvfp4"))
     values: dict[str, Any] = {
         "recipe": recipe,
-        "checkpoint_name": "some-checkpoint",
         "samples": [one.sample() for one in told],
         "examples": [one.example() for one in told],
         "reference": Reference(tokens=torch.tensor(chosen)[:, None], logs=logs),

@@ -8,6 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from calibration.data.conversations import Conversations, DataOptions
+from calibration.verify import verify_artifact
 from examples.nano.score import HERE
 from export.checkpoint.reader import Checkpoint
 from export.graphs import EMBEDDING_TENSOR
@@ -34,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["compile", str(HERE / "checkpoint"), str(folder / "made")]
     recipe = ["--recipe", str(folder / "mine.toml"), "--data", "nano-calibration"]
     few = ["--held-out", "nano", "--max-samples", "8", "--max-held-out", "12"]
-    limits = ["--max-batch-size", "3", "--max-kv-cache-capacity", "96"]
+    limits = ["--max-batch-size", "3", "--max-kv-cache-capacity", "256"]
     done = CliRunner().invoke(app, [*words, *recipe, *few, *limits])
     assert done.exit_code == 0, done.output
     return folder / "made"
@@ -48,6 +50,29 @@ def test_the_target_loses_what_the_modules_said(made: Path) -> None:
     quality = json.loads((made / "calibration" / "quality.json").read_text())
     for graph in ("embedding", "layer_00", "layer_02"):
         assert 0 < quality["graphs"][graph]["recipes"]["mine"]["error"] < 0.2
+
+
+def test_turns_of_conversations_are_measured_through_the_engine_and_told_in_the_report(
+    made: Path,
+) -> None:
+    quality = json.loads((made / "calibration" / "quality.json").read_text())
+    turns = quality["graphs"]["head"]["recipes"]["mine"]["turns"]
+    manifest = Artifact.open(made).manifest
+    assert [turn["turn"] for turn in turns] == [1, 2, 3, 4]
+    for turn in turns[:2]:
+        measured = manifest.prices["cpu"][f"turn_{turn['turn']}_kl_mean"]
+        assert measured == pytest.approx(turn["kl_mean"], rel=0.2, abs=1e-6)
+    page = (made / "calibration" / "report.html").read_text()
+    assert "Turn by turn" in page
+    assert "mean KL through target cpu (nats)" in page
+
+
+def test_a_report_with_prices_stays_as_it_is_when_they_are_measured_again(made: Path) -> None:
+    files = [made / "manifest.json", made / "calibration" / "report.html"]
+    before = [path.read_bytes() for path in files]
+    options = DataOptions(data="nano-calibration", held_out="nano", max_samples=8, max_held_out=12)
+    verify_artifact(made, held_out=Conversations.load(options).held_out)
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_the_manifest_lists_the_cache_as_it_is(made: Path) -> None:

@@ -62,6 +62,16 @@ def test_the_nodes_of_a_graph_say_what_is_rounded(num_shared: int) -> None:
     shared = {f"mlp.shared_experts.{name}_proj.weight": 32 for name in ("gate", "up", "down")}
     expected = {"self_attn.o_proj.weight": 64, EXPERTS[0]: 32, EXPERTS[1]: 32}
     assert found.blocks == expected | (shared if num_shared else {})
+    assert found.replaces == found.blocks.keys()
+
+
+def test_a_rounding_that_is_still_in_front_is_not_replaced() -> None:
+    first = ir.node("DequantizeLinear", [ir.Value(name="codes"), ir.Value(name="scale")])
+    nodes = [linear("self_attn.o_proj.weight", 64), experts(32, 0)]
+    for node in nodes:
+        node.replace_input_with(0, first.outputs[0])
+    found = own_rounding(graph(first, *nodes), module_of(1))
+    assert found.blocks.keys() == {"self_attn.o_proj.weight", *EXPERTS}
     assert found.replaces == {EXPERTS[1]}
 
 

@@ -109,9 +109,8 @@ def test_values_that_are_not_finite_are_said_and_not_drawn(
 def test_user_text_is_never_markup(tmp_path: Path) -> None:
     hostile = '<script>alert("1")</script> & <img src=x onerror=1> </style> \ud800 &lt;'
     told = [Told(question=hostile, reply=(1, 6, 8), kl=0.1, differs=((2, 7),))]
-    quality = make_quality(told)
-    options = {"checkpoint_name": hostile, "problems": [hostile]}
-    page = write(tmp_path / "r.html", told, quality, **options)
+    quality = make_quality(told) | {"checkpoint": hostile}
+    page = write(tmp_path / "r.html", told, quality, problems=[hostile])
     seen = Reader(page)
     assert seen.tags["script"] == seen.tags["img"] == seen.tags["b"] == 0
     shown = hostile.replace("\ud800", "?")

@@ -1,12 +1,16 @@
 """`doctor`: each check on texts of other machines, and the verdict as a whole."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from engines import doctor
+from runtime.cores import Cores
 
 from .conftest import Tool
+
+CORES = Cores(allowed=4, physical=2, quota=None)
 
 
 def test_this_machine_runs_the_tool(tool: Tool) -> None:
@@ -22,7 +26,7 @@ def test_this_machine_runs_the_tool(tool: Tool) -> None:
 def test_a_failed_check_is_an_error_after_the_table(
     tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = [doctor.check_onnxruntime("1.22.0"), doctor.check_cores(4, 2)]
+    broken = [doctor.check_onnxruntime("1.22.0"), doctor.check_cores(4, CORES)]
     monkeypatch.setattr(doctor, "examine", lambda: broken)
     done = tool("doctor")
     assert done.status == 1
@@ -37,7 +41,12 @@ def test_a_failed_check_is_an_error_after_the_table(
     [
         (doctor.check_python((3, 10, 9)), "fail", "3.10.9"),
         (doctor.check_python((3, 14, 0)), "ok", "3.14.0"),
-        (doctor.check_cores(8, 2), "ok", "2 allowed of 8"),
+        (
+            doctor.check_cores(8, CORES),
+            "ok",
+            "4 allowed of 8; 2 threads: one for each of 2 physical cores",
+        ),
+        (doctor.check_cores(8, replace(CORES, quota=1.5)), "ok", "1 thread: a quota of 1.5 cores"),
         (doctor.check_instructions("flags : fpu avx2 avx_vnni\n"), "ok", "AVX2, VNNI"),
         (doctor.check_instructions("flags\t\t: fpu sse4_2\n"), "warn", "none of AVX2"),
         (doctor.check_instructions("Features : asimd\n"), "warn", "not x86"),

@@ -183,7 +183,7 @@ def test_targets_of_tensorrt_are_planned_with_the_memory_of_the_gpu(
     fields = planned(tool, full, "--recipe", "fp8", "--target", target)
     stages = [stage["stage"] for stage in fields["stages"]]
     assert stages == ["calibrate", "build/external", "build/embedded"]
-    assert fields["speed"] is None
+    assert fields["speeds"] == []
     assert fields["device"]["cache_bytes"] == fields["cache"]["total_bytes"]
     shown = tool("plan", full, "--recipe", "fp8", "--target", target).stdout
     assert output.size(fields["device"]["total_bytes"]) in shown

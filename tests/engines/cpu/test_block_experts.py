@@ -19,6 +19,7 @@ from .coded_graphs import (
     coded,
     lowered,
     op_types,
+    round_in_front,
     rounded,
 )
 
@@ -30,13 +31,7 @@ HEAD = """g (float[B, S, C] x, int64[N, K] experts, float[N, K] scores) => (floa
     flat = Reshape (x, rows)
     DEQUANTISED
     inner = kimivl.ExpertsUp (flat, experts, gate, up)
-"""
-PLAIN = "mixed = kimivl.ExpertsDown (inner, experts, scores, down)\n"
-ROUNDED_INSIDE = """
-    zero = Constant <value = int8 {0}> ()
-    q = QuantizeLinear (inner, step, zero)
-    r = DequantizeLinear (q, step, zero)
-    mixed = kimivl.ExpertsDown (r, experts, scores, down)
+    mixed = kimivl.ExpertsDown (inner, experts, scores, down)
 """
 ALONE = """
     shape = Shape (x)
@@ -86,15 +81,11 @@ class Layer:
             for index, (name, shape) in enumerate(shapes.items())
         }
 
-    def graph(self, matrices: dict[str, Coded], middle: str = PLAIN) -> ir.Model:
-        text = HEAD + middle + (WITH_SHARED if self.shared else ALONE)
+    def graph(self, matrices: dict[str, Coded]) -> ir.Model:
+        text = HEAD + (WITH_SHARED if self.shared else ALONE)
         text = text.replace("[N, K]", f"[N, {self.k}]")
         rows = np.array([-1, self.width])
-        model = build(text, matrices, rows=rows, step=np.asarray(np.float32(0.5)))
-        for node in model.graph:
-            if node.op_type == "QuantizeLinear":
-                node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
-        return model
+        return build(text, matrices, rows=rows)
 
 
 def feeds(layer: Layer, *, slots: int = 2, tokens: int = 3) -> dict[str, Array]:
@@ -211,20 +202,21 @@ def test_a_shared_mlp_of_another_form_stays_beside_the_experts(layer: Layer) -> 
     assert error(run(model, given), oracle(matrices, given, None)) <= EXACT
 
 
-def test_a_rounding_between_the_halves_gives_way_to_the_operators_own() -> None:
-    layer = Layer(bits=8, group=None)
+@pytest.mark.parametrize("shared", [0, 64])
+def test_a_recipes_rounding_to_int8_gives_way_everywhere(shared: int) -> None:
+    layer = Layer(bits=8, group=None, shared_group=None, shared=shared)
     matrices = layer.matrices()
-    model = lowered(layer.graph(matrices, ROUNDED_INSIDE), [BlockExperts(may_round=True)])
-    assert "QuantizeLinear" not in op_types(model)
-    assert "step" not in model.graph.initializers
+    graph = round_in_front(layer.graph(matrices), step=0.5)
+    model = lowered(graph, [BlockExperts(may_round=True)])
+    assert {"QuantizeLinear", "MatMul"}.isdisjoint(op_types(model))
     given = feeds(layer)
     assert error(run(model, given), oracle(matrices, given, 32)) <= ROUNDED
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_rounding_between_the_halves_stays_where_nothing_else_may_be_rounded(bits: int) -> None:
+def test_a_recipes_rounding_stays_where_nothing_else_may_be_rounded(bits: int) -> None:
     layer = Layer(bits=bits)
-    graph = layer.graph(layer.matrices(), ROUNDED_INSIDE)
+    graph = round_in_front(layer.graph(layer.matrices()), step=0.5)
     found = lowered(graph, [BlockExperts(may_round=False)])
     assert op_types(found) == op_types(graph)
 
