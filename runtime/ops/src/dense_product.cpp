@@ -40,7 +40,7 @@ void multiply(const DenseWeights& weights, const float* x, int64_t x_stride, int
 void multiply_dense(const DenseWeights& weights, const float* x, int64_t x_stride, int64_t rows,
                     float* y, int64_t y_stride) {
   static const DenseProduct product =
-      best_isa() == Isa::kAvx512 ? avx512_dense_product() : multiply;
+      best_isa() >= Isa::kAvx512 ? avx512_dense_product() : multiply;
   product(weights, x, x_stride, rows, y, y_stride);
 }
 

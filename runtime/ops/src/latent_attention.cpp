@@ -17,8 +17,11 @@ constexpr int64_t kMostRows = 128;
 constexpr int64_t kFewestTokens = 256;  // below, a part costs more than it saves
 constexpr int64_t kWantedParts = 8;
 
-AttendRows best_attend_rows() {
+AttendRows best_attend_rows(const LatentShape& shape) {
   switch (best_isa()) {
+    case Isa::kAmx:
+      if (shape.group % 64 == 0) return attend_rows_amx;
+      [[fallthrough]];
     case Isa::kAvx512:
       return attend_rows_avx512;
     case Isa::kAvx2:
@@ -100,7 +103,7 @@ Parts take_parts(Arena& arena, int64_t rows, int64_t rank, int64_t count, float*
 void latent_attention(const LatentShape& shape, const float* query, const CachedTokens& cache,
                       int64_t length, int64_t num_queries, float* mixed, const Team& team) {
   if (num_queries == 0) return;
-  static const AttendRows attend_rows = best_attend_rows();
+  const AttendRows attend_rows = best_attend_rows(shape);
   thread_local Arena arena;
   const LatentTask task{shape, query, cache, length};
   const Division division(num_queries * shape.heads, length + num_queries);

@@ -51,6 +51,8 @@ inline float taint_of(float scale) {
 using AttendRows = void (*)(const LatentTask& task, Range rows, Range tokens,
                             const PartialRows& out);
 
+// For groups of whole 64 channels.
+void attend_rows_amx(const LatentTask& task, Range rows, Range tokens, const PartialRows& out);
 void attend_rows_avx512(const LatentTask& task, Range rows, Range tokens, const PartialRows& out);
 void attend_rows_avx2(const LatentTask& task, Range rows, Range tokens, const PartialRows& out);
 void attend_rows_plain(const LatentTask& task, Range rows, Range tokens, const PartialRows& out);

@@ -41,6 +41,7 @@ const ProductFunctions& product_functions() {
   static const ProductFunctions plain = plain_functions(), avx2 = avx2_functions(),
                                 avx512 = avx512_functions();
   switch (best_isa()) {
+    case Isa::kAmx:
     case Isa::kAvx512:
       return avx512;
     case Isa::kAvx2:

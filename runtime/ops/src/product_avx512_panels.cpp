@@ -6,37 +6,10 @@
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
-#include <immintrin.h>
+#include "turn_avx512.h"
 
 namespace kimivl {
 namespace {
-
-// Turn 16 rows of 16 dwords: vector i gets dword i of every row.
-void turn(__m512i (&v)[16]) {
-  __m512i a[16];
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    a[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
-    a[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
-    a[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
-    a[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    v[i] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
-    v[i + 8] = _mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
-    v[i + 4] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0x88);
-    v[i + 12] = _mm512_shuffle_i32x4(a[i + 4], a[i + 12], 0xdd);
-  }
-}
 
 // Where the dwords of a block are: `parts` runs of `length` each, `distance` apart.
 struct BlockDwords {
