@@ -33,7 +33,7 @@ struct Sizes {
   int64_t query_codes() const { return rank * kPlanes * kRows; }
   int64_t query_rope() const { return padded_rope * kRows; }
   int64_t mixed() const { return rank * kRows; }
-  int64_t sums() const { return 2 * kPlanes * kRows * 16; }
+  int64_t sums() const { return std::max<int64_t>(groups(), 2) * kPlanes * kRows * 16; }
   int64_t keys() const { return padded_rope * kTokens; }
   int64_t weights() const { return groups() * kTokens * kPlanes * kRows; }
 };

@@ -63,16 +63,10 @@ __m512 joined(const int32_t* high) {
   return _mm512_cvtepi32_ps(sum);
 }
 
-// Where the sums of two tile registers are stored.
 template <int first>
-int32_t* sums_of(const Scratch& scratch) {
-  return scratch.sums + first * kTileValues;
-}
-
-template <int first>
-void store_sums(const Scratch& scratch) {
-  store_tile<first>(sums_of<first>(scratch), 64);
-  store_tile<first + 1>(sums_of<first>(scratch) + kTileValues, 64);
+void store_sums(int32_t* sums) {
+  store_tile<first>(sums, 64);
+  store_tile<first + 1>(sums + kTileValues, 64);
 }
 
 // Products of sixteen tokens' rotated keys, to one tile.
@@ -106,11 +100,19 @@ void multiply_codes(const Sizes& sizes, const int8_t* codes, const int8_t* query
   }
 }
 
-// Add sixteen tokens' products of one group to their scores.
-void add_scores(const int32_t* sums, const float* scales, float (*scores)[kRows]) {
+// Add sixteen tokens' products of all groups, (groups, planes, kRows, kRows), to their scores.
+void add_scores(const Sizes& sizes, const int32_t* sums, const float* scales,
+                float (*scores)[kRows]) {
   for (int64_t t = 0; t < kRows; ++t) {
-    const __m512 sum = joined(sums + t * kRows), scale = _mm512_set1_ps(scales[t]);
-    _mm512_store_ps(scores[t], _mm512_fmadd_ps(sum, scale, _mm512_load_ps(scores[t])));
+    __m512 score = _mm512_load_ps(scores[t]);
+    const int32_t* row = sums + t * kRows;
+    const float* scale = scales + t;
+    for (int64_t group = 0; group < sizes.groups(); ++group) {
+      score = _mm512_fmadd_ps(joined(row), _mm512_set1_ps(*scale), score);
+      row += kPlanes * kTileValues;
+      scale += kTokens;
+    }
+    _mm512_store_ps(scores[t], score);
   }
 }
 
@@ -217,16 +219,13 @@ void score_tokens(const Sizes& sizes, const RowTile& tile, Block& block, const S
       },
       [&](auto first, const ScoreStep& step) {
         if (step.is_keys()) return store_tile<first.value>(scratch.scores[step.token], 64);
-        store_sums<first.value>(scratch);
+        store_sums<first.value>(scratch.sums + step.group * kPlanes * kTileValues);
       },
-      [&](auto first, const ScoreStep& step) {
+      [&](auto, const ScoreStep& step) {
         float(*scores)[kRows] = scratch.scores + step.token;
-        if (step.is_keys()) {
-          if (block.is_tainted) add_taints(block.taints + step.token, scores);
-          return;
-        }
-        add_scores(sums_of<first.value>(scratch), block.scales + step.group * kTokens + step.token,
-                   scores);
+        if (step.is_keys() && block.is_tainted) add_taints(block.taints + step.token, scores);
+        if (step.group + 1 < sizes.groups()) return;
+        add_scores(sizes, scratch.sums, block.scales + step.token, scores);
       });
 }
 
@@ -258,9 +257,11 @@ void mix_unit(const Sizes& sizes, int64_t unit, const RowTile& tile, Block& bloc
         multiply_weights<first.value>(tile.weights + group * kGroupBytes,
                                       block.woven + step.vector * kTileBytes, block.padded());
       },
-      [&](auto first, const MixStep&) { store_sums<first.value>(scratch); },
+      [&](auto first, const MixStep&) {
+        store_sums<first.value>(scratch.sums + first.value * kTileValues);
+      },
       [&](auto first, const MixStep& step) {
-        add_mixed(sums_of<first.value>(scratch), tile.steps + group * kRows,
+        add_mixed(scratch.sums + first.value * kTileValues, tile.steps + group * kRows,
                   tile.mixed + unit * kRows * kUnit + step.vector * 16);
       });
 }
