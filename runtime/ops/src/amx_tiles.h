@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace kimivl {
 
@@ -63,6 +64,34 @@ inline void add_unsigned_signed() {
 template <int sums, int first, int second>
 inline void add_bfloat16() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(first), "i"(second));
+}
+
+// The first of two tile registers, for a function that is made for each.
+template <int tile>
+using First = std::integral_constant<int, tile>;
+
+// A step that is known by its number.
+struct Counter {
+  int64_t index = 0;
+
+  void advance() { ++index; }
+};
+
+// Do `count` steps, each of which multiplies into two tile registers, stores them and uses what was
+// stored. A store waits for its products, and products for the stores before them: so a step's
+// store comes behind the products of the next, in two other registers.
+template <typename Step, typename Multiply, typename Store, typename Use>
+inline void in_steps(int64_t count, Step step, Multiply&& multiply, Store&& store, Use&& use) {
+  Step before = step, last = step;
+  for (int64_t i = 0; i < count + 2; ++i) {
+    const bool is_odd = i % 2 != 0;
+    if (i < count) is_odd ? multiply(First<2>(), step) : multiply(First<0>(), step);
+    if (i > 0 && i <= count) is_odd ? store(First<0>(), before) : store(First<2>(), before);
+    if (i > 1) is_odd ? use(First<2>(), last) : use(First<0>(), last);
+    last = before;
+    before = step;
+    step.advance();
+  }
 }
 
 }  // namespace kimivl

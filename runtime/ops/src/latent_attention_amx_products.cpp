@@ -1,6 +1,5 @@
 // The two products of attention over the latent cache, with AMX: scores, and sums by weight.
 #include <algorithm>
-#include <type_traits>
 
 #include "latent_attention_rows.h"
 
@@ -14,26 +13,6 @@ namespace {
 
 constexpr int64_t kTileValues = kRows * 16;  // sums of a tile register
 
-template <int tile>
-using First = std::integral_constant<int, tile>;
-
-// Do `count` steps, each of which multiplies into two tile registers, stores them and uses what was
-// stored. A store waits for its products, and products for the stores before them: so a step's
-// store comes behind the products of the next, in two other registers.
-template <typename Step, typename Multiply, typename Store, typename Use>
-void in_steps(int64_t count, Step step, Multiply&& multiply, Store&& store, Use&& use) {
-  Step before = step, last = step;
-  for (int64_t i = 0; i < count + 2; ++i) {
-    const bool is_odd = i % 2 != 0;
-    if (i < count) is_odd ? multiply(First<2>(), step) : multiply(First<0>(), step);
-    if (i > 0 && i <= count) is_odd ? store(First<0>(), before) : store(First<2>(), before);
-    if (i > 1) is_odd ? use(First<2>(), last) : use(First<0>(), last);
-    last = before;
-    before = step;
-    step.advance();
-  }
-}
-
 // Sixteen tokens and their rotated keys, or one group of their codes.
 struct ScoreStep {
   int64_t groups;
@@ -46,13 +25,6 @@ struct ScoreStep {
     group = -1;
     token += kRows;
   }
-};
-
-// One of a unit's four vectors of channels.
-struct MixStep {
-  int64_t vector = 0;
-
-  void advance() { ++vector; }
 };
 
 // A whole number in two planes of sums, as fp32.
@@ -251,18 +223,18 @@ void mix_unit(const Sizes& sizes, int64_t unit, const RowTile& tile, Block& bloc
   constexpr int64_t kGroupBytes = kTokens / kUnit * kPlanes * kTileBytes;
   const int64_t group = unit / sizes.units_of_group();
   in_steps(
-      4, MixStep{},
-      [&](auto first, const MixStep& step) {
+      4, Counter{},  // the vectors of the unit
+      [&](auto first, const Counter& step) {
         block.next_keys.ask<32>();
         multiply_weights<first.value>(tile.weights + group * kGroupBytes,
-                                      block.woven + step.vector * kTileBytes, block.padded());
+                                      block.woven + step.index * kTileBytes, block.padded());
       },
-      [&](auto first, const MixStep&) {
+      [&](auto first, const Counter&) {
         store_sums<first.value>(scratch.sums + first.value * kTileValues);
       },
-      [&](auto first, const MixStep& step) {
+      [&](auto first, const Counter& step) {
         add_mixed(scratch.sums + first.value * kTileValues, tile.steps + group * kRows,
-                  tile.mixed + unit * kRows * kUnit + step.vector * 16);
+                  tile.mixed + unit * kRows * kUnit + step.index * 16);
       });
 }
 

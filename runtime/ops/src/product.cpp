@@ -20,17 +20,18 @@ void multiply_panels(const ProductFunctions& functions, const BlockWeights& weig
   auto* aligned = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(codes.data()) + 63) &
                                              ~uintptr_t{63});
   const Panel panel{aligned, scales.data()};
-  alignas(64) float block[kTileRows * kPanel];
+  thread_local std::vector<Tile> tiles;
+  thread_local std::vector<float> block;
+  tiles.clear();
+  for (int64_t index = 0; index < rows.num_tiles(); ++index) tiles.push_back(rows.tile(index));
+  block.resize(static_cast<size_t>(rows.count() * kPanel));
   for (int64_t start = first; start < last; start += kPanel) {
     functions.unpack_panel(weights, start, panel);
+    functions.multiply_panel(weights, panel, tiles.data(), rows.num_tiles(), block.data());
     const auto width = static_cast<size_t>(std::min<int64_t>(kPanel, last - start));
-    for (int64_t index = 0; index < rows.num_tiles(); ++index) {
-      const Tile tile = rows.tile(index);
-      functions.multiply_panel(weights, panel, tile, block);
-      for (int row = 0; row < tile.rows; ++row) {
-        float* target = out + (index * kTileRows + row) * stride + (start - first);
-        std::memcpy(target, block + row * kPanel, width * sizeof(float));
-      }
+    for (int64_t row = 0; row < rows.count(); ++row) {
+      std::memcpy(out + row * stride + (start - first), block.data() + row * kPanel,
+                  width * sizeof(float));
     }
   }
 }
@@ -39,9 +40,10 @@ void multiply_panels(const ProductFunctions& functions, const BlockWeights& weig
 
 const ProductFunctions& product_functions() {
   static const ProductFunctions plain = plain_functions(), avx2 = avx2_functions(),
-                                avx512 = avx512_functions();
+                                avx512 = avx512_functions(), amx = amx_functions();
   switch (best_isa()) {
     case Isa::kAmx:
+      return amx;
     case Isa::kAvx512:
       return avx512;
     case Isa::kAvx2:

@@ -10,10 +10,10 @@ namespace kimivl {
 
 constexpr int kPanel = 16;  // outputs that are computed side by side
 
-// A panel's codes in the order in which tiles are read, one byte each, and its scales by block.
+// A panel's codes, one byte each, and its scales, in the order in which `multiply_panel` reads them.
 struct Panel {
-  uint8_t* codes;  // (stored width / 4, kPanel, 4)
-  float* scales;   // (blocks, kPanel)
+  uint8_t* codes;  // (stored width * kPanel)
+  float* scales;   // (blocks * kPanel)
 };
 
 struct ProductFunctions {
@@ -27,16 +27,19 @@ struct ProductFunctions {
                         int64_t count, float* out, int64_t stride);
   // Put 16 rows in the order of tiles; null if there is nothing better than `multiply_rows`.
   void (*unpack_panel)(const BlockWeights& weights, int64_t first, const Panel& panel);
-  // Outputs of a panel for all rows of a tile: out (rows, kPanel).
-  void (*multiply_panel)(const BlockWeights& weights, const Panel& panel, const Tile& tile,
-                         float* out);
+  // Outputs of a panel for all rows of `count` tiles: out (rows, kPanel).
+  void (*multiply_panel)(const BlockWeights& weights, const Panel& panel, const Tile* tiles,
+                         int64_t count, float* out);
   // silu(gate) * up of `count` pairs (gate, up).
   void (*swiglu)(const float* pairs, int64_t count, float* out);
+  // Rows of a tile that meet such weights; null for kTileRows.
+  int (*tile_rows)(int bits, int block) = nullptr;
 };
 
 // What this processor runs fastest; KIMIVL_OPS_ISA=avx512, avx2 or plain asks for another one.
 const ProductFunctions& product_functions();
 
+ProductFunctions amx_functions();
 ProductFunctions avx512_functions();
 ProductFunctions avx2_functions();
 ProductFunctions plain_functions();

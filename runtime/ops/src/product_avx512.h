@@ -1,4 +1,4 @@
-// What the two files with AVX-512 products share.
+// What the files with AVX-512 products share.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ inline uint64_t first_bytes(int64_t count) {
 }
 
 void unpack_panel_avx512(const BlockWeights& weights, int64_t first, const Panel& panel);
-void multiply_panel_avx512(const BlockWeights& weights, const Panel& panel, const Tile& tile,
-                           float* out);
+void multiply_panel_avx512(const BlockWeights& weights, const Panel& panel, const Tile* tiles,
+                           int64_t count, float* out);
 
 }  // namespace kimivl

@@ -75,6 +75,7 @@ void multiply_panel_sized(const BlockWeights& weights, const Panel& panel, const
 
 }  // namespace
 
+// Codes in the order of tiles: (stored width / 4, kPanel, 4). Scales: (blocks, kPanel).
 void unpack_panel_avx512(const BlockWeights& weights, int64_t first, const Panel& panel) {
   const int64_t bytes = weights.row_bytes();
   const __m512i low_bits = _mm512_set1_epi8(0x0f);
@@ -107,9 +108,12 @@ void unpack_panel_avx512(const BlockWeights& weights, int64_t first, const Panel
   }
 }
 
-void multiply_panel_avx512(const BlockWeights& weights, const Panel& panel, const Tile& tile,
-                           float* out) {
-  multiply_panel_sized<kTileRows>(weights, panel, tile, out);
+void multiply_panel_avx512(const BlockWeights& weights, const Panel& panel, const Tile* tiles,
+                           int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    multiply_panel_sized<kTileRows>(weights, panel, tiles[i], out);
+    out += tiles[i].rows * kPanel;
+  }
 }
 
 }  // namespace kimivl

@@ -23,9 +23,11 @@ void part_evens(const int8_t* row, int64_t size, int8_t* parted) {
 void RoundedRows::reset(const RoundingShape& shape, int64_t count) {
   shape_ = shape;
   count_ = count;
-  const bool has_panels = product_functions().unpack_panel != nullptr;
-  tile_rows_ = count <= kFewRows || !has_panels ? 1 : kTileRows;
-  codes_.resize(static_cast<size_t>(count * shape.stored()));
+  const ProductFunctions& functions = product_functions();
+  const bool has_panels = functions.unpack_panel != nullptr;
+  const int most = functions.tile_rows ? functions.tile_rows(shape.bits, shape.block) : kTileRows;
+  tile_rows_ = count <= kFewRows || !has_panels ? 1 : most;
+  codes_.resize(static_cast<size_t>(count * shape.stored()) + kSlack);
   scales_.resize(static_cast<size_t>(count * shape.blocks()));
   offsets_.resize(static_cast<size_t>(count * shape.blocks()));
 }

@@ -14,7 +14,7 @@
 
 namespace kimivl {
 
-constexpr int kTileRows = 12;
+constexpr int kTileRows = 12;  // unless an instruction set wants others
 // Fewer rows are multiplied one by one: it then pays to read weights in their own order.
 constexpr int kFewRows = 4;
 constexpr int64_t kChunk = 128;
@@ -55,6 +55,8 @@ class RoundedRows {
   Tile tile(int64_t index) const;
 
  private:
+  static constexpr size_t kSlack = 64;  // behind the codes: the last tile may be read as a full one
+
   int rows_of(int64_t tile) const;
 
   RoundingShape shape_{};
