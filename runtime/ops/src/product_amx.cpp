@@ -83,31 +83,35 @@ void multiply_block(const BlockWeights& weights, const Panel& panel, const Tile&
   }
 }
 
-// Outputs of a panel for the rows of one tile.
+// Sums of one block, scaled.
+inline void add_block(const Panel& panel, const Tile& tile, int64_t blocks, int64_t block,
+                      const int32_t* sums, __m512 (&totals)[kPanel]) {
+  const __mmask16 mask = static_cast<__mmask16>(first_bytes(tile.rows));
+  const __m512 row_scales = _mm512_maskz_loadu_ps(mask, tile.scales + block * tile.rows);
+  const float* scales = panel.scales + block;
+  for (int i = 0; i < kPanel; ++i) {
+    const __m512 scale = _mm512_mul_ps(row_scales, _mm512_set1_ps(scales[i * blocks]));
+    const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * 16));
+    totals[i] = _mm512_fmadd_ps(sum, scale, totals[i]);
+  }
+}
+
+// Outputs of a panel for the rows of one tile. A block's sums are stored behind the products of the
+// next, and read behind those of the one after it: `in_steps` says why. Written out, totals stay in
+// registers.
 void multiply_tile(const BlockWeights& weights, const Panel& panel, const Tile& tile, float* out) {
-  alignas(64) int32_t sums[2 * kSums];
+  alignas(64) int32_t even[kSums], odd[kSums];
   __m512 totals[kPanel];
   for (auto& total : totals) total = _mm512_setzero_ps();
-  const __mmask16 mask = static_cast<__mmask16>(first_bytes(tile.rows));
   const int64_t blocks = weights.blocks();
-  in_steps(
-      blocks, Counter{},
-      [&](auto first, const Counter& step) {
-        multiply_block<first.value>(weights, panel, tile, step.index);
-      },
-      [&](auto first, const Counter&) {
-        store_tile<first.value>(sums + first.value / 2 * kSums, 64);
-      },
-      [&](auto first, const Counter& step) {
-        const int32_t* sum = sums + first.value / 2 * kSums;
-        const float* scales = panel.scales + step.index;
-        const __m512 row_scales = _mm512_maskz_loadu_ps(mask, tile.scales + step.index * tile.rows);
-        for (int i = 0; i < kPanel; ++i) {
-          const __m512 scale = _mm512_mul_ps(row_scales, _mm512_set1_ps(scales[i * blocks]));
-          totals[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sum + i * 16)), scale,
-                                      totals[i]);
-        }
-      });
+  for (int64_t i = 0; i < blocks + 2; i += 2) {
+    if (i < blocks) multiply_block<0>(weights, panel, tile, i);
+    if (i > 0 && i <= blocks) store_tile<1>(odd, 64);
+    if (i > 0) add_block(panel, tile, blocks, i - 2, even, totals);
+    if (i + 1 < blocks) multiply_block<1>(weights, panel, tile, i + 1);
+    if (i < blocks) store_tile<0>(even, 64);
+    if (i > 0 && i <= blocks) add_block(panel, tile, blocks, i - 1, odd, totals);
+  }
   __m512i turned[kPanel];
   for (int i = 0; i < kPanel; ++i) turned[i] = _mm512_castps_si512(totals[i]);
   turn(turned);
