@@ -3,6 +3,7 @@
 // Included behind `#pragma GCC target` by these files only, like the header of the AVX-512 path.
 #pragma once
 
+#include "ahead.h"
 #include "amx_tiles.h"
 #include "latent_attention_rows.h"
 #include "power_of_two_avx512.h"
@@ -63,25 +64,6 @@ struct RowTiles {
 
   const RowTile* begin() const { return first; }
   const RowTile* end() const { return last; }
-};
-
-// Memory that will be read soon, asked for a few lines at a time: so many at once would find no
-// places for lines under way.
-class Ahead {
- public:
-  Ahead() = default;
-  Ahead(const void* start, int64_t bytes) : next_(static_cast<const char*>(start)), left_(bytes) {}
-  template <int lines>
-  void ask() {
-    if (left_ <= 0) return;
-    for (int i = 0; i < lines; ++i) _mm_prefetch(next_ + i * 64, _MM_HINT_T1);
-    next_ += lines * 64;
-    left_ -= lines * 64;
-  }
-
- private:
-  const char* next_ = nullptr;
-  int64_t left_ = 0;
 };
 
 // Tokens that all tiles read, and what is made of them. Behind `count`, scales and keys are zero.

@@ -179,7 +179,7 @@ void weave_codes(const Sizes& sizes, int64_t unit, Block& block) {
         rows[i] = block.row(start + four * 4 + i, sizes.rank) + unit * kUnit;
       }
       weave(rows, block.woven + start * kUnit + (four % 4 * 4 + four / 4) * 64);
-      block.next_codes.ask<2>();
+      block.next_codes.ask(2);
     }
   }
 }

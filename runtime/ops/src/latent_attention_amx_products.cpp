@@ -183,7 +183,7 @@ void score_tokens(const Sizes& sizes, const RowTile& tile, Block& block, const S
   in_steps(
       num_tiles * (sizes.groups() + 1), ScoreStep{sizes.groups()},
       [&](auto first, const ScoreStep& step) {
-        block.next_codes.ask<8>();
+        block.next_codes.ask(8);
         if (step.is_keys()) return multiply_keys<first.value>(sizes, tile, block, step.token);
         const int64_t start = step.group * sizes.group;
         multiply_codes<first.value>(sizes, block.rows(step.token, sizes.rank) + start,
@@ -225,7 +225,7 @@ void mix_unit(const Sizes& sizes, int64_t unit, const RowTile& tile, Block& bloc
   in_steps(
       4, Counter{},  // the vectors of the unit
       [&](auto first, const Counter& step) {
-        block.next_keys.ask<32>();
+        block.next_keys.ask(32);
         multiply_weights<first.value>(tile.weights + group * kGroupBytes,
                                       block.woven + step.index * kTileBytes, block.padded());
       },

@@ -9,28 +9,20 @@
 namespace kimivl {
 namespace {
 
-// Rows in the order of tiles against panels of 16 outputs.
+// Rows in the order of tiles against panels of outputs.
 void multiply_panels(const ProductFunctions& functions, const BlockWeights& weights, int64_t first,
                      int64_t last, const RoundedRows& rows, float* out, int64_t stride) {
-  thread_local std::vector<uint8_t> codes;
-  thread_local std::vector<float> scales;
-  const int64_t stored = (weights.width + kChunk - 1) / kChunk * kChunk;
-  codes.resize(static_cast<size_t>(stored * kPanel + 64));
-  scales.resize(static_cast<size_t>(weights.blocks() * kPanel));
-  auto* aligned = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(codes.data()) + 63) &
-                                             ~uintptr_t{63});
-  const Panel panel{aligned, scales.data()};
   thread_local std::vector<Tile> tiles;
   thread_local std::vector<float> block;
+  const int64_t outputs = functions.shape_of(weights.bits, weights.block).outputs;
+  block.resize(static_cast<size_t>(rows.count() * outputs));
   tiles.clear();
   for (int64_t index = 0; index < rows.num_tiles(); ++index) tiles.push_back(rows.tile(index));
-  block.resize(static_cast<size_t>(rows.count() * kPanel));
-  for (int64_t start = first; start < last; start += kPanel) {
-    functions.unpack_panel(weights, start, panel);
-    functions.multiply_panel(weights, panel, tiles.data(), rows.num_tiles(), block.data());
-    const auto width = static_cast<size_t>(std::min<int64_t>(kPanel, last - start));
+  for (int64_t start = first; start < last; start += outputs) {
+    functions.multiply_panel(weights, start, tiles.data(), rows.num_tiles(), block.data());
+    const auto width = static_cast<size_t>(std::min<int64_t>(outputs, last - start));
     for (int64_t row = 0; row < rows.count(); ++row) {
-      std::memcpy(out + row * stride + (start - first), block.data() + row * kPanel,
+      std::memcpy(out + row * stride + (start - first), block.data() + row * outputs,
                   width * sizeof(float));
     }
   }

@@ -10,10 +10,10 @@ namespace kimivl {
 
 constexpr int kPanel = 16;  // outputs that are computed side by side
 
-// A panel's codes, one byte each, and its scales, in the order in which `multiply_panel` reads them.
-struct Panel {
-  uint8_t* codes;  // (stored width * kPanel)
-  float* scales;   // (blocks * kPanel)
+// Rows of a tile, and outputs of a panel, a multiple of kPanel.
+struct PanelShape {
+  int rows = kTileRows;
+  int outputs = kPanel;
 };
 
 struct ProductFunctions {
@@ -25,15 +25,18 @@ struct ProductFunctions {
   // For each of `count` tiles of one row: outputs [first, last) to out[tile * stride].
   void (*multiply_rows)(const BlockWeights& weights, int64_t first, int64_t last, const Tile* tiles,
                         int64_t count, float* out, int64_t stride);
-  // Put 16 rows in the order of tiles; null if there is nothing better than `multiply_rows`.
-  void (*unpack_panel)(const BlockWeights& weights, int64_t first, const Panel& panel);
-  // Outputs of a panel for all rows of `count` tiles: out (rows, kPanel).
-  void (*multiply_panel)(const BlockWeights& weights, const Panel& panel, const Tile* tiles,
+  // Outputs `first` and those behind it, as many as a panel has, for all rows of `count` tiles: out
+  // (rows, outputs). Null if there is nothing better than `multiply_rows`.
+  void (*multiply_panel)(const BlockWeights& weights, int64_t first, const Tile* tiles,
                          int64_t count, float* out);
   // silu(gate) * up of `count` pairs (gate, up).
   void (*swiglu)(const float* pairs, int64_t count, float* out);
-  // Rows of a tile that meet such weights; null for kTileRows.
-  int (*tile_rows)(int bits, int block) = nullptr;
+  // For weights of such blocks; null if always the same.
+  PanelShape (*panel_shape)(int bits, int block) = nullptr;
+
+  PanelShape shape_of(int bits, int block) const {
+    return panel_shape == nullptr ? PanelShape{} : panel_shape(bits, block);
+  }
 };
 
 // What this processor runs fastest; KIMIVL_OPS_ISA=avx512, avx2 or plain asks for another one.

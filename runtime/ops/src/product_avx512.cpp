@@ -264,7 +264,7 @@ void swiglu(const float* pairs, int64_t count, float* out) {
 }  // namespace
 
 ProductFunctions avx512_functions() {
-  return {"avx512", round_row, multiply_rows, unpack_panel_avx512, multiply_panel_avx512, swiglu};
+  return {"avx512", round_row, multiply_rows, multiply_panel_avx512, swiglu};
 }
 
 }  // namespace kimivl

@@ -12,8 +12,7 @@ inline uint64_t first_bytes(int64_t count) {
   return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
 }
 
-void unpack_panel_avx512(const BlockWeights& weights, int64_t first, const Panel& panel);
-void multiply_panel_avx512(const BlockWeights& weights, const Panel& panel, const Tile* tiles,
+void multiply_panel_avx512(const BlockWeights& weights, int64_t first, const Tile* tiles,
                            int64_t count, float* out);
 
 }  // namespace kimivl

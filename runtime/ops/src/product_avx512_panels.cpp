@@ -1,6 +1,7 @@
 // Products with AVX-512 and VNNI of many rows: panels of 16 outputs, turned once for all of them.
 
 #include <algorithm>
+#include <vector>
 
 #include "product_avx512.h"
 
@@ -10,6 +11,12 @@
 
 namespace kimivl {
 namespace {
+
+// A panel's codes in the order in which tiles are read, one byte each, and its scales by block.
+struct Panel {
+  uint8_t* codes;  // (stored width / 4, kPanel, 4)
+  float* scales;   // (blocks, kPanel)
+};
 
 // Where the dwords of a block are: `parts` runs of `length` each, `distance` apart.
 struct BlockDwords {
@@ -73,10 +80,7 @@ void multiply_panel_sized(const BlockWeights& weights, const Panel& panel, const
   }
 }
 
-}  // namespace
-
-// Codes in the order of tiles: (stored width / 4, kPanel, 4). Scales: (blocks, kPanel).
-void unpack_panel_avx512(const BlockWeights& weights, int64_t first, const Panel& panel) {
+void unpack_panel(const BlockWeights& weights, int64_t first, const Panel& panel) {
   const int64_t bytes = weights.row_bytes();
   const __m512i low_bits = _mm512_set1_epi8(0x0f);
   uint8_t* target = panel.codes;
@@ -108,8 +112,18 @@ void unpack_panel_avx512(const BlockWeights& weights, int64_t first, const Panel
   }
 }
 
-void multiply_panel_avx512(const BlockWeights& weights, const Panel& panel, const Tile* tiles,
+}  // namespace
+
+void multiply_panel_avx512(const BlockWeights& weights, int64_t first, const Tile* tiles,
                            int64_t count, float* out) {
+  thread_local std::vector<uint8_t> codes;
+  thread_local std::vector<float> scales;
+  const int64_t stored = (weights.width + kChunk - 1) / kChunk * kChunk;
+  codes.resize(static_cast<size_t>(stored * kPanel + 64));
+  scales.resize(static_cast<size_t>(weights.blocks() * kPanel));
+  const auto start = (reinterpret_cast<uintptr_t>(codes.data()) + 63) & ~uintptr_t{63};
+  const Panel panel{reinterpret_cast<uint8_t*>(start), scales.data()};
+  unpack_panel(weights, first, panel);
   for (int64_t i = 0; i < count; ++i) {
     multiply_panel_sized<kTileRows>(weights, panel, tiles[i], out);
     out += tiles[i].rows * kPanel;

@@ -75,7 +75,7 @@ void swiglu(const float* pairs, int64_t count, float* out) {
 }  // namespace
 
 ProductFunctions plain_functions() {
-  return {"plain", round_row, multiply_rows, nullptr, nullptr, swiglu};
+  return {"plain", round_row, multiply_rows, nullptr, swiglu};
 }
 
 }  // namespace kimivl

@@ -24,9 +24,9 @@ void RoundedRows::reset(const RoundingShape& shape, int64_t count) {
   shape_ = shape;
   count_ = count;
   const ProductFunctions& functions = product_functions();
-  const bool has_panels = functions.unpack_panel != nullptr;
-  const int most = functions.tile_rows ? functions.tile_rows(shape.bits, shape.block) : kTileRows;
-  tile_rows_ = count <= kFewRows || !has_panels ? 1 : most;
+  const bool has_panels = functions.multiply_panel != nullptr;
+  const int many = functions.shape_of(shape.bits, shape.block).rows;
+  tile_rows_ = count <= kFewRows || !has_panels ? 1 : many;
   codes_.resize(static_cast<size_t>(count * shape.stored()) + kSlack);
   scales_.resize(static_cast<size_t>(count * shape.blocks()));
   offsets_.resize(static_cast<size_t>(count * shape.blocks()));
