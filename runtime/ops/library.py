@@ -56,7 +56,7 @@ def configure(library: Path, *, num_threads: int, pack_weights: bool) -> None:
 
 
 def instruction_set(library: Path) -> str:
-    """Name the instructions that the kernels use here: `avx512`, `avx2` or `plain`."""
+    """Name the instructions that the kernels use here: `amx`, `avx512`, `avx2` or `plain`."""
     name = ctypes.CDLL(str(library)).kimivl_instruction_set
     name.restype = ctypes.c_char_p
     return str(name().decode())

@@ -17,6 +17,8 @@ FORMS = [
     (200, 1408, 128, 4, ml_dtypes.bfloat16),
     (96, 512, 256, 4, np.float32),
     (96, 512, 128, 8, np.float32),
+    (70, 320, 64, 8, np.float16),
+    (50, 256, 128, 4, np.float32),
     (33, 432, 16, 8, ml_dtypes.bfloat16),
     (80, 320, 32, 8, np.float16),
 ]

@@ -123,10 +123,12 @@ SIZES = [
     Sizes(heads=16, rank=512, rope=64, group=128, nope=128, value=128),
 ]
 STEPS = [([0], 1), ([0], 5), ([63], 1), ([64], 2), ([70, 3, 41], 1), ([130, 0], 37), ([900], 1)]
+LONGER = [([255], 3), ([520], 40)]
+"""Across the ends of the kernels' blocks, and many rows that share them."""
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize(("lengths", "tokens"), STEPS)
+@pytest.mark.parametrize(("lengths", "tokens"), STEPS + LONGER)
 def test_new_tokens_see_all_old_ones_and_each_other_causally(
     library: Path, sizes: Sizes, lengths: list[int], tokens: int
 ) -> None:
@@ -187,3 +189,30 @@ def test_a_full_slot_is_refused(library: Path) -> None:
     query, rows = step(layer, 1, 3)
     with pytest.raises(ort.capi.onnxruntime_pybind11_state.Fail, match="no room"):
         run(layer, library, query, rows, cache_of(layer, 1, 10), [8])
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_a_token_without_content_that_gets_most_of_the_weight_leaves_the_rest_as_it_is(
+    library: Path, group: int
+) -> None:
+    layer, length = Layer(Sizes(heads=1, group=group)), 300
+    cache = cache_of(layer, 1, length + 1)
+    query, rows = step(layer, 1, 1)
+    turned = layer.turned(query[0, :, layer.sizes.nope :].astype(np.float64), np.array([length]))
+    cache[1][0, 0, 5] = turned[0] * 12 / layer.scale / (turned[0] ** 2).sum()
+    cache[2][0, 0, 5] = 1e-6
+    values, *written = run(layer, library, query, rows, cache, [length])
+    codes, keys, scales = (one[0, 0] for one in written)
+    assert error(values[0], layer.attend(query[0], codes, keys, scales, length)) < CLOSE
+
+
+@pytest.mark.parametrize("code", [127, -128])
+def test_sums_of_the_largest_codes_do_not_overflow(library: Path, code: int) -> None:
+    layer, length = Layer(Sizes(heads=2, rank=512, group=128)), 600
+    cache = cache_of(layer, 1, length + 1)
+    cache[0][:], cache[1][:], cache[2][:] = code, 0, 0.01
+    query, rows = step(layer, 1, 1)
+    query[..., layer.sizes.nope :] = 0
+    values, *written = run(layer, library, 1e-3 * query, rows, cache, [length])
+    codes, keys, scales = (one[0, 0] for one in written)
+    assert error(values[0], layer.attend(1e-3 * query[0], codes, keys, scales, length)) < CLOSE
