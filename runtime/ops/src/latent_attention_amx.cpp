@@ -26,7 +26,7 @@ RowTile take_tile(Arena& arena, const Sizes& sizes) {
   tile.rope_low = arena.take<uint16_t>(sizes.query_rope());
   tile.mixed = arena.take<float>(sizes.mixed());
   tile.weights = arena.take<uint8_t>(sizes.weights());
-  tile.steps = arena.take<float>(sizes.groups() * kRows);
+  tile.steps = arena.take<float>(sizes.groups * kRows);
   tile.state = arena.take<RowState>(1);
   return tile;
 }
@@ -34,18 +34,18 @@ RowTile take_tile(Arena& arena, const Sizes& sizes) {
 Block take_block(Arena& arena, const Sizes& sizes) {
   Block block{};
   block.tail = arena.take<int8_t>(sizes.rank * kRows);
-  block.scales = arena.take<float>(sizes.groups() * kTokens);
-  block.taints = arena.take<float>(kTokens);
+  block.scales = arena.take<float>(sizes.groups * sizes.tokens);
+  block.taints = arena.take<float>(sizes.tokens);
   block.keys_high = arena.take<uint16_t>(sizes.keys());
   block.keys_low = arena.take<uint16_t>(sizes.keys());
-  block.woven = arena.take<int8_t>(kUnit * kTokens);
+  block.woven = arena.take<int8_t>(kUnit * sizes.tokens);
   return block;
 }
 
 Scratch take_scratch(Arena& arena, const Sizes& sizes) {
   Scratch scratch{};
-  scratch.scores = reinterpret_cast<float(*)[kRows]>(arena.take<float>(kTokens * kRows));
-  scratch.inverses = arena.take<float>(sizes.groups() * kRows);
+  scratch.scores = reinterpret_cast<float(*)[kRows]>(arena.take<float>(sizes.tokens * kRows));
+  scratch.inverses = arena.take<float>(sizes.groups * kRows);
   scratch.sums = arena.take<int32_t>(sizes.sums());
   return scratch;
 }
@@ -55,13 +55,13 @@ size_t scratch_bytes(const Sizes& sizes, int64_t num_tiles) {
       Arena::bytes_of<int8_t>(sizes.query_codes()) +
       2 * Arena::bytes_of<uint16_t>(sizes.query_rope()) + Arena::bytes_of<float>(sizes.mixed()) +
       Arena::bytes_of<uint8_t>(sizes.weights()) +
-      Arena::bytes_of<float>(sizes.groups() * kRows) + Arena::bytes_of<RowState>(1);
+      Arena::bytes_of<float>(sizes.groups * kRows) + Arena::bytes_of<RowState>(1);
   const size_t block =
       Arena::bytes_of<int8_t>(sizes.rank * kRows) +
-      Arena::bytes_of<float>(sizes.groups() * kTokens) + Arena::bytes_of<float>(kTokens) +
-      2 * Arena::bytes_of<uint16_t>(sizes.keys()) + Arena::bytes_of<int8_t>(kUnit * kTokens);
-  const size_t rest = Arena::bytes_of<float>(kTokens * kRows) +
-                      Arena::bytes_of<float>(sizes.groups() * kRows) +
+      Arena::bytes_of<float>(sizes.groups * sizes.tokens) + Arena::bytes_of<float>(sizes.tokens) +
+      2 * Arena::bytes_of<uint16_t>(sizes.keys()) + Arena::bytes_of<int8_t>(kUnit * sizes.tokens);
+  const size_t rest = Arena::bytes_of<float>(sizes.tokens * kRows) +
+                      Arena::bytes_of<float>(sizes.groups * kRows) +
                       Arena::bytes_of<int32_t>(sizes.sums());
   return tile * static_cast<size_t>(num_tiles) + block + rest;
 }
@@ -69,6 +69,7 @@ size_t scratch_bytes(const Sizes& sizes, int64_t num_tiles) {
 // What a row may not see gets the score of nothing.
 void hide_tokens(const LatentTask& task, const RowTile& tile, const Block& block,
                  const Scratch& scratch) {
+  const int64_t padded = block.padded();
   alignas(64) int32_t seen[kRows];
   for (int64_t lane = 0; lane < kRows; ++lane) {
     const int64_t row = tile.first_row + std::min(lane, tile.count - 1);
@@ -77,7 +78,7 @@ void hide_tokens(const LatentTask& task, const RowTile& tile, const Block& block
   }
   const __m512i limits = _mm512_load_si512(seen);
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int t = 0; t < block.padded(); ++t) {
+  for (int t = 0; t < padded; ++t) {
     const __mmask16 is_seen = _mm512_cmplt_epi32_mask(_mm512_set1_epi32(t), limits);
     float* score = scratch.scores[t];
     _mm512_store_ps(score, _mm512_mask_blend_ps(is_seen, nothing, _mm512_load_ps(score)));
@@ -88,7 +89,7 @@ void hide_tokens(const LatentTask& task, const RowTile& tile, const Block& block
 void scale_mixed(const Sizes& sizes, const RowTile& tile, __m512 factors) {
   alignas(64) float factor[kRows];
   _mm512_store_ps(factor, factors);
-  for (int64_t unit = 0; unit < sizes.units(); ++unit) {
+  for (int64_t unit = 0; unit < sizes.units; ++unit) {
     for (int64_t row = 0; row < kRows; ++row) {
       if (factor[row] == 1.0f) continue;
       const __m512 by = _mm512_set1_ps(factor[row]);
@@ -103,9 +104,10 @@ void scale_mixed(const Sizes& sizes, const RowTile& tile, __m512 factors) {
 // The highest score of each row, of these and before. max(x, peak) is the second of the two if x
 // is NaN: the peak stays a number.
 __m512 highest(const RowState& state, const Block& block, const Scratch& scratch) {
+  const int64_t padded = block.padded();
   __m512 most[4];
   for (auto& one : most) one = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int t = 0; t < block.padded(); t += 4) {
+  for (int64_t t = 0; t < padded; t += 4) {
     for (int i = 0; i < 4; ++i) {
       most[i] = _mm512_max_ps(_mm512_load_ps(scratch.scores[t + i]), most[i]);
     }
@@ -117,14 +119,16 @@ __m512 highest(const RowState& state, const Block& block, const Scratch& scratch
 }
 
 // Turn scores into weights under the rows' new peaks, and bring what was summed under these.
-void weigh_tokens(const Sizes& sizes, const RowTile& tile, const Block& block, const Scratch& scratch) {
+void weigh_tokens(const Sizes& sizes, const RowTile& tile, const Block& block,
+                  const Scratch& scratch) {
   RowState& state = *tile.state;
+  const int64_t padded = block.padded();
   const __m512 scale = _mm512_load_ps(state.query_scales);
   const __m512 old_peak = _mm512_load_ps(state.peaks), peak = highest(state, block, scratch);
   const __m512 change = power_of_two(_mm512_sub_ps(old_peak, peak));
   __m512 sums[4] = {_mm512_mul_ps(_mm512_load_ps(state.sums), change)};
   for (int i = 1; i < 4; ++i) sums[i] = _mm512_setzero_ps();
-  for (int t = 0; t < block.padded(); t += 4) {
+  for (int64_t t = 0; t < padded; t += 4) {
     for (int i = 0; i < 4; ++i) {
       float* score = scratch.scores[t + i];
       const __m512 weight = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(score), scale, peak));
@@ -151,7 +155,7 @@ void attend_block(const LatentTask& task, const Sizes& sizes, RowTiles tiles, Bl
     weigh_tokens(sizes, tile, block, scratch);
     round_weights(sizes, tile, block, scratch);
   }
-  for (int64_t unit = 0; unit < sizes.units(); ++unit) {
+  for (int64_t unit = 0; unit < sizes.units; ++unit) {
     weave_codes(sizes, unit, block);
     for (const RowTile& tile : tiles) mix_unit(sizes, unit, tile, block, scratch);
   }
@@ -162,7 +166,7 @@ void store_rows(const Sizes& sizes, const RowTile& tile, int64_t first_row,
                 const PartialRows& out) {
   const int64_t start = tile.first_row - first_row;
   for (int64_t row = 0; row < tile.count; ++row) {
-    for (int64_t unit = 0; unit < sizes.units(); ++unit) {
+    for (int64_t unit = 0; unit < sizes.units; ++unit) {
       const float* source = tile.mixed + (unit * kRows + row) * kUnit;
       float* target = out.mixed + (start + row) * sizes.rank + unit * kUnit;
       for (int64_t i = 0; i < kUnit; i += 4) {
@@ -178,8 +182,8 @@ void attend_rows(const LatentTask& task, Range rows, Range tokens, const Partial
   thread_local Arena arena;
   thread_local std::vector<RowTile> tiles;
   const TileRegisters registers;
-  const Sizes sizes(task.shape);
   const int64_t num_tiles = (rows.count() + kRows - 1) / kRows;
+  const Sizes sizes(task.shape, num_tiles);
   arena.reset(scratch_bytes(sizes, num_tiles));
   tiles.clear();
   for (int64_t row = rows.first; row < rows.last; row += kRows) {
@@ -192,7 +196,7 @@ void attend_rows(const LatentTask& task, Range rows, Range tokens, const Partial
   const Scratch scratch = take_scratch(arena, sizes);
   const int64_t last = std::min(tokens.last, task.visible(rows.last - 1));
   const RowTile* first = tiles.data();  // the first one that still sees anything
-  for (int64_t token = tokens.first; token < last; token += kTokens) {
+  for (int64_t token = tokens.first; token < last; token += sizes.tokens) {
     load_block(task, sizes, {token, last}, block);
     while (task.visible(first->first_row + first->count - 1) <= token) ++first;
     attend_block(task, sizes, {first, tiles.data() + tiles.size()}, block, scratch);

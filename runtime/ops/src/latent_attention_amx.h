@@ -11,7 +11,6 @@
 namespace kimivl::latent_amx {
 
 constexpr int kRows = 16;     // of a tile register
-constexpr int kTokens = 256;  // of a block; their weights are rounded by a common step
 constexpr int kUnit = 64;     // codes in a row of a tile register, of channels or of tokens
 constexpr int kPairs = 32;    // bfloat16 numbers in a row of a tile register
 constexpr int kPlanes = 2;    // high and low bytes of 16-bit codes
@@ -20,23 +19,30 @@ constexpr int kPlanes = 2;    // high and low bytes of 16-bit codes
 struct Sizes {
   int64_t rank;
   int64_t rope;
-  int64_t group;
   int64_t padded_rope;
+  int64_t group;
+  int64_t groups;
+  int64_t units;
+  int64_t units_of_group;
+  int64_t tokens;  // of a block: their weights are rounded by a common step
 
-  explicit Sizes(const LatentShape& shape)
+  // One tile's sums and tokens should stay in the first cache; many tiles share what is made of
+  // tokens. 256 times 15 bits times 8 bits fits a sum.
+  Sizes(const LatentShape& shape, int64_t num_tiles)
       : rank(shape.rank),
         rope(shape.rope),
+        padded_rope((shape.rope + kPairs - 1) / kPairs * kPairs),
         group(shape.group),
-        padded_rope((shape.rope + kPairs - 1) / kPairs * kPairs) {}
-  int64_t groups() const { return rank / group; }
-  int64_t units() const { return rank / kUnit; }
-  int64_t units_of_group() const { return group / kUnit; }
+        groups(rank / group),
+        units(rank / kUnit),
+        units_of_group(group / kUnit),
+        tokens(num_tiles < 4 ? 128 : 256) {}
   int64_t query_codes() const { return rank * kPlanes * kRows; }
   int64_t query_rope() const { return padded_rope * kRows; }
   int64_t mixed() const { return rank * kRows; }
-  int64_t sums() const { return std::max<int64_t>(groups(), 2) * kPlanes * kRows * 16; }
-  int64_t keys() const { return padded_rope * kTokens; }
-  int64_t weights() const { return groups() * kTokens * kPlanes * kRows; }
+  int64_t sums() const { return std::max<int64_t>(groups, 2) * kPlanes * kRows * 16; }
+  int64_t keys() const { return padded_rope * tokens; }
+  int64_t weights() const { return groups * tokens * kPlanes * kRows; }
 };
 
 struct alignas(64) RowState {
@@ -53,7 +59,7 @@ struct RowTile {
   uint16_t* rope_high;  // (padded_rope / 2, kRows, 2), in steps of the row's codes
   uint16_t* rope_low;   // what the high parts leave
   float* mixed;         // (units, kRows, kUnit), channels in the order of `weave_codes`
-  uint8_t* weights;     // of one block, rounded: (groups, kTokens / kUnit, planes, kRows, kUnit)
+  uint8_t* weights;     // of one block, rounded: (groups, tokens / kUnit, planes, kRows, kUnit)
   float* steps;         // of `weights`: (groups, kRows)
   RowState* state;
 };
@@ -75,11 +81,11 @@ struct Block {
   Ahead next_codes;     // of the block after this one
   Ahead next_keys;
   int8_t* tail;         // (kRows, rank): the last tokens, if they do not fill a tile register
-  float* scales;        // (groups, kTokens)
-  float* taints;        // (kTokens)
-  uint16_t* keys_high;  // (kTokens, padded_rope)
+  float* scales;        // (groups, tokens)
+  float* taints;        // (tokens)
+  uint16_t* keys_high;  // (tokens, padded_rope)
   uint16_t* keys_low;
-  int8_t* woven;        // one unit's codes: (kTokens / kUnit, 4, kUnit / 4, 16, 4 tokens)
+  int8_t* woven;        // one unit's codes: (tokens / kUnit, 4, kUnit / 4, 16, 4 tokens)
 
   int64_t padded() const { return (count + kUnit - 1) / kUnit * kUnit; }
   // Behind the end the last token is read again: whatever it is, it gets no weight.
@@ -94,7 +100,7 @@ struct Block {
 
 // What is in between, for one tile at a time.
 struct Scratch {
-  float (*scores)[kRows];  // (kTokens), in the steps of `query_scales`; then their weights
+  float (*scores)[kRows];  // (tokens), in the steps of `query_scales`; then their weights
   float* inverses;         // (groups, kRows): of the steps of rounded weights
   int32_t* sums;           // (2, planes, kRows, 16): products that are still to be scaled
 };
@@ -102,7 +108,7 @@ struct Scratch {
 // Round a tile's queries and put them in order; nothing is summed yet.
 void load_queries(const LatentTask& task, const Sizes& sizes, const RowTile& tile);
 
-// Go to the first kTokens of `tokens`, or to all if they are fewer.
+// Go to the first of `tokens`, as many as a block has.
 void load_block(const LatentTask& task, const Sizes& sizes, Range tokens, Block& block);
 
 // Put the codes of one unit in order for the sums by weight.

@@ -56,8 +56,8 @@ void round_unit(const float* const (&rows)[kRows], const float* inverse, int8_t*
   }
 }
 
-// Thirty-two numbers as the sums of two of bfloat16, wrong by less than a part in 2^16. They come in
-// pairs: number i, and number 16 + i above it.
+// Thirty-two numbers as the sums of two of bfloat16, wrong by less than a part in 2^16. They come
+// in pairs: number i, and number 16 + i above it.
 struct Halves {
   __m512i high, low;
 
@@ -82,7 +82,7 @@ struct Halves {
 };
 
 __mmask16 first_lanes(int64_t count) {
-  return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << std::max<int64_t>(count, 0)) - 1);
+  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, 16)) - 1);
 }
 
 // The rope parts of all rows: kPairs channels are a tile.
@@ -110,18 +110,19 @@ void split_rope(const Sizes& sizes, const float* const (&rows)[kRows], const flo
 }
 
 void split_keys(const Sizes& sizes, const float* keys, const Block& block) {
-  for (int64_t start = 0; start < sizes.padded_rope; start += kPairs) {
-    const __mmask16 first = first_lanes(sizes.rope - start);
-    const __mmask16 second = first_lanes(sizes.rope - start - 16);
-    for (int64_t t = 0; t < block.count; ++t) {
-      const float* key = keys + t * sizes.rope + start;
+  const int64_t count = block.count, rope = sizes.rope, padded = sizes.padded_rope;
+  for (int64_t start = 0; start < padded; start += kPairs) {
+    const __mmask16 first = first_lanes(rope - start);
+    const __mmask16 second = first_lanes(rope - start - 16);
+    for (int64_t t = 0; t < count; ++t) {
+      const float* key = keys + t * rope + start;
       const Halves halves(_mm512_maskz_loadu_ps(first, key),
                           _mm512_maskz_loadu_ps(second, key + 16));
-      _mm512_store_si512(block.keys_high + t * sizes.padded_rope + start, halves.high);
-      _mm512_store_si512(block.keys_low + t * sizes.padded_rope + start, halves.low);
+      _mm512_store_si512(block.keys_high + t * padded + start, halves.high);
+      _mm512_store_si512(block.keys_low + t * padded + start, halves.low);
     }
   }
-  const int64_t end = block.count * sizes.padded_rope, rest = sizes.keys() - end;
+  const int64_t end = count * padded, rest = sizes.keys() - end;
   std::fill_n(block.keys_high + end, rest, uint16_t{0});
   std::fill_n(block.keys_low + end, rest, uint16_t{0});
 }
@@ -129,16 +130,19 @@ void split_keys(const Sizes& sizes, const float* keys, const Block& block) {
 // A scale that is not finite becomes 0, and its token's scores NaN: times the zero weight of a
 // token that a row may not see, it would reach that row.
 void taint_tokens(const Sizes& sizes, const Block& block) {
-  std::fill_n(block.taints, kTokens, 0.0f);
-  for (int64_t i = 0; i < sizes.groups() * kTokens; ++i) {
-    const float taint = taint_of(block.scales[i]);
-    block.taints[i % kTokens] += taint;
-    if (taint != 0) block.scales[i] = 0.0f;
+  std::fill_n(block.taints, sizes.tokens, 0.0f);
+  for (int64_t group = 0; group < sizes.groups; ++group) {
+    float* scales = block.scales + group * sizes.tokens;
+    for (int64_t t = 0; t < block.count; ++t) {
+      const float taint = taint_of(scales[t]);
+      block.taints[t] += taint;
+      if (taint != 0) scales[t] = 0.0f;
+    }
   }
 }
 
 void load_scales(const Sizes& sizes, const float* scales, Block& block) {
-  const int64_t groups = sizes.groups();
+  const int64_t groups = sizes.groups;
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(groups)));
   const __m512 zero = _mm512_setzero_ps();
@@ -149,7 +153,7 @@ void load_scales(const Sizes& sizes, const float* scales, Block& block) {
       const float* source = scales + t * groups + group;
       const __m512 scale = _mm512_mask_i32gather_ps(zero, mask, places, source, 4);
       taint = _mm512_fmadd_ps(scale, zero, taint);
-      _mm512_store_ps(block.scales + group * kTokens + t, scale);
+      _mm512_store_ps(block.scales + group * sizes.tokens + t, scale);
     }
   }
   block.is_tainted = _mm512_cmp_ps_mask(taint, taint, _CMP_UNORD_Q) != 0;
@@ -172,11 +176,12 @@ void weave(const int8_t* const (&rows)[4], int8_t* target) {
 }  // namespace
 
 void weave_codes(const Sizes& sizes, int64_t unit, Block& block) {
-  for (int64_t start = 0; start < block.padded(); start += kUnit) {
+  const int64_t padded = block.padded(), rank = sizes.rank;
+  for (int64_t start = 0; start < padded; start += kUnit) {
     for (int64_t four = 0; four < kUnit / 4; ++four) {
       const int8_t* rows[4];
       for (int64_t i = 0; i < 4; ++i) {
-        rows[i] = block.row(start + four * 4 + i, sizes.rank) + unit * kUnit;
+        rows[i] = block.row(start + four * 4 + i, rank) + unit * kUnit;
       }
       weave(rows, block.woven + start * kUnit + (four % 4 * 4 + four / 4) * 64);
       block.next_codes.ask(2);
@@ -198,7 +203,7 @@ void load_queries(const LatentTask& task, const Sizes& sizes, const RowTile& til
     inverse[lane] = 1.0f / step;
   }
   split_rope(sizes, rows, inverse, tile);
-  for (int64_t unit = 0; unit < sizes.units(); ++unit) {
+  for (int64_t unit = 0; unit < sizes.units; ++unit) {
     round_unit(rows, inverse, tile.codes + unit * kPlanes * kTileBytes);
     for (auto& row : rows) row += kUnit;
   }
@@ -206,7 +211,7 @@ void load_queries(const LatentTask& task, const Sizes& sizes, const RowTile& til
 
 void load_block(const LatentTask& task, const Sizes& sizes, Range tokens, Block& block) {
   block.first = tokens.first;
-  block.count = std::min<int64_t>(kTokens, tokens.count());
+  block.count = std::min<int64_t>(sizes.tokens, tokens.count());
   const float* keys = task.cache.keys + tokens.first * sizes.rope;
   block.codes = task.cache.codes + tokens.first * sizes.rank;
   const int64_t rest = block.count % kRows;
@@ -214,10 +219,10 @@ void load_block(const LatentTask& task, const Sizes& sizes, Range tokens, Block&
     std::copy_n(block.row(block.count - rest + i, sizes.rank), sizes.rank,
                 block.tail + i * sizes.rank);
   }
-  const int64_t ahead = std::min<int64_t>(kTokens, tokens.count() - block.count);
+  const int64_t ahead = std::min<int64_t>(sizes.tokens, tokens.count() - block.count);
   block.next_codes = Ahead(block.codes + block.count * sizes.rank, ahead * sizes.rank);
   block.next_keys = Ahead(keys + block.count * sizes.rope, ahead * sizes.rope * 4);
-  load_scales(sizes, task.cache.scales + tokens.first * sizes.groups(), block);
+  load_scales(sizes, task.cache.scales + tokens.first * sizes.groups, block);
   split_keys(sizes, keys, block);
 }
 

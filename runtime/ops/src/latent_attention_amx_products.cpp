@@ -63,7 +63,7 @@ template <int first>
 void multiply_codes(const Sizes& sizes, const int8_t* codes, const int8_t* query) {
   clear_tile<first>();
   clear_tile<first + 1>();
-  for (int64_t unit = 0; unit < sizes.units_of_group(); ++unit) {
+  for (int64_t unit = 0; unit < sizes.units_of_group; ++unit) {
     load_tile<4>(codes + unit * kUnit, sizes.rank);
     load_tile<6>(query + unit * kPlanes * kTileBytes, 64);
     add_signed_signed<first, 4, 6>();
@@ -75,14 +75,15 @@ void multiply_codes(const Sizes& sizes, const int8_t* codes, const int8_t* query
 // Add sixteen tokens' products of all groups, (groups, planes, kRows, kRows), to their scores.
 void add_scores(const Sizes& sizes, const int32_t* sums, const float* scales,
                 float (*scores)[kRows]) {
+  const int64_t groups = sizes.groups, tokens = sizes.tokens;
   for (int64_t t = 0; t < kRows; ++t) {
     __m512 score = _mm512_load_ps(scores[t]);
     const int32_t* row = sums + t * kRows;
     const float* scale = scales + t;
-    for (int64_t group = 0; group < sizes.groups(); ++group) {
+    for (int64_t group = 0; group < groups; ++group) {
       score = _mm512_fmadd_ps(joined(row), _mm512_set1_ps(*scale), score);
       row += kPlanes * kTileValues;
-      scale += kTokens;
+      scale += tokens;
     }
     _mm512_store_ps(scores[t], score);
   }
@@ -95,12 +96,14 @@ void add_taints(const float* taints, float (*scores)[kRows]) {
 }
 
 // The steps of 15-bit codes of a group's scaled weights.
-void choose_steps(const RowTile& tile, const Block& block, int64_t group, const Scratch& scratch) {
+void choose_steps(const Sizes& sizes, const RowTile& tile, const Block& block, int64_t group,
+                  const Scratch& scratch) {
   constexpr float kMostCode = 32767;
-  const float* scales = block.scales + group * kTokens;
+  const float* scales = block.scales + group * sizes.tokens;
   __m512 most[4];
   for (auto& one : most) one = _mm512_setzero_ps();
-  for (int64_t t = 0; t < block.padded(); t += 4) {
+  const int64_t padded = block.padded();
+  for (int64_t t = 0; t < padded; t += 4) {
     for (int i = 0; i < 4; ++i) {
       const __m512 weight = _mm512_load_ps(scratch.scores[t + i]);
       most[i] = _mm512_max_ps(_mm512_mul_ps(weight, _mm512_set1_ps(scales[t + i])), most[i]);
@@ -181,7 +184,7 @@ void add_mixed(const int32_t* sums, const float* steps, float* mixed) {
 void score_tokens(const Sizes& sizes, const RowTile& tile, Block& block, const Scratch& scratch) {
   const int64_t num_tiles = (block.count + kRows - 1) / kRows;
   in_steps(
-      num_tiles * (sizes.groups() + 1), ScoreStep{sizes.groups()},
+      num_tiles * (sizes.groups + 1), ScoreStep{sizes.groups},
       [&](auto first, const ScoreStep& step) {
         block.next_codes.ask(8);
         if (step.is_keys()) return multiply_keys<first.value>(sizes, tile, block, step.token);
@@ -196,37 +199,37 @@ void score_tokens(const Sizes& sizes, const RowTile& tile, Block& block, const S
       [&](auto, const ScoreStep& step) {
         float(*scores)[kRows] = scratch.scores + step.token;
         if (step.is_keys() && block.is_tainted) add_taints(block.taints + step.token, scores);
-        if (step.group + 1 < sizes.groups()) return;
+        if (step.group + 1 < sizes.groups) return;
         add_scores(sizes, scratch.sums, block.scales + step.token, scores);
       });
 }
 
 void round_weights(const Sizes& sizes, const RowTile& tile, const Block& block,
                    const Scratch& scratch) {
-  constexpr int64_t kGroupTiles = kTokens / kUnit * kPlanes;
+  const int64_t group_tiles = sizes.tokens / kUnit * kPlanes;
   alignas(64) float turned[kRows * kUnit];
-  for (int64_t group = 0; group < sizes.groups(); ++group) {
-    choose_steps(tile, block, group, scratch);
+  for (int64_t group = 0; group < sizes.groups; ++group) {
+    choose_steps(sizes, tile, block, group, scratch);
   }
   for (int64_t start = 0; start < block.padded(); start += kUnit) {
     turn_weights(scratch.scores + start, turned);
-    for (int64_t group = 0; group < sizes.groups(); ++group) {
-      const int64_t place = group * kGroupTiles + start / kUnit * kPlanes;
-      round_unit(turned, block.scales + group * kTokens + start, scratch.inverses + group * kRows,
-                 tile.weights + place * kTileBytes);
+    for (int64_t group = 0; group < sizes.groups; ++group) {
+      const int64_t place = group * group_tiles + start / kUnit * kPlanes;
+      round_unit(turned, block.scales + group * sizes.tokens + start,
+                 scratch.inverses + group * kRows, tile.weights + place * kTileBytes);
     }
   }
 }
 
 void mix_unit(const Sizes& sizes, int64_t unit, const RowTile& tile, Block& block,
               const Scratch& scratch) {
-  constexpr int64_t kGroupBytes = kTokens / kUnit * kPlanes * kTileBytes;
-  const int64_t group = unit / sizes.units_of_group();
+  const int64_t group_bytes = sizes.tokens / kUnit * kPlanes * kTileBytes;
+  const int64_t group = unit / sizes.units_of_group;
   in_steps(
       4, Counter{},  // the vectors of the unit
       [&](auto first, const Counter& step) {
         block.next_keys.ask(32);
-        multiply_weights<first.value>(tile.weights + group * kGroupBytes,
+        multiply_weights<first.value>(tile.weights + group * group_bytes,
                                       block.woven + step.index * kTileBytes, block.padded());
       },
       [&](auto first, const Counter&) {

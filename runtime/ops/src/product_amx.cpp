@@ -92,13 +92,15 @@ struct Part {
 
 // Codes of a part: (units, kOutputs, kUnit).
 void unpack_part(const BlockWeights& weights, const Panel& panel, Part part, uint8_t* codes) {
-  const int64_t first = part.start * weights.block * weights.bits / 8;
-  const int64_t bytes = part.count * weights.block * weights.bits / 8;
+  // Locals, as a store of bytes might change what is behind a reference.
+  const int bits = weights.bits, step = kOutputs * kUnit * 8 / bits;
+  const int64_t first = part.start * weights.block * bits / 8;
+  const int64_t bytes = part.count * weights.block * bits / 8;
   for (int i = 0; i < kOutputs; ++i) {
     uint8_t* target = codes + i * kUnit;
     for (int64_t byte = 0; byte < bytes; byte += kUnit) {
-      unpack_line(panel.rows[i] + first + byte, weights.bits, target);
-      target += kOutputs * kUnit * 8 / weights.bits;
+      unpack_line(panel.rows[i] + first + byte, bits, target);
+      target += step;
     }
   }
 }
@@ -150,7 +152,8 @@ void add_part(const Tile& tile, Part part, const float* scales, int64_t blocks,
   const __mmask16 mask = static_cast<__mmask16>(first_bytes(tile.rows));
   __m512 total[16];
   for (int i = 0; i < 16; ++i) total[i] = _mm512_load_ps(totals + i * kRows);
-  for (int64_t block = part.start; block < part.start + part.count; ++block) {
+  const int64_t end = part.start + part.count;
+  for (int64_t block = part.start; block < end; ++block) {
     const __m512 row_scales = _mm512_maskz_loadu_ps(mask, tile.scales + block * tile.rows);
     for (int i = 0; i < 16; ++i) {
       const __m512 scale = _mm512_set1_ps(scales[i * blocks + block]);
@@ -191,7 +194,8 @@ void multiply_panel(const BlockWeights& weights, int64_t first, const Tile* tile
   float* totals = totals_memory.data()->values;
   const Panel panel = panel_at(weights, first, scales.data());
   Ahead next(weights.row(first + kOutputs), kOutputs * weights.row_bytes());
-  const int64_t lines = kOutputs * weights.row_bytes() / (kUnit * count * ((blocks + most - 1) / most)) + 1;
+  const int64_t num_parts = (blocks + most - 1) / most;
+  const int64_t lines = kOutputs * weights.row_bytes() / (kUnit * count * num_parts) + 1;
   const TileRegisters registers;
   for (Part part{0, 0}; part.start < blocks; part.start += most) {
     part.count = std::min(most, blocks - part.start);
