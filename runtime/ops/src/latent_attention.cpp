@@ -15,7 +15,6 @@ namespace {
 // Rows that share a pass over the tokens: their sums (2 KiB a row) stay in the second-level cache.
 constexpr int64_t kMostRows = 128;
 constexpr int64_t kFewestTokens = 256;  // below, a part costs more than it saves
-constexpr int64_t kWantedParts = 8;
 
 AttendRows best_attend_rows(const LatentShape& shape) {
   switch (best_isa()) {
@@ -38,9 +37,10 @@ struct Division {
   int64_t rows_each;
   int64_t tokens_each;
 
-  Division(int64_t num_rows, int64_t num_tokens) : rows(num_rows), tokens(num_tokens) {
+  Division(int64_t num_rows, int64_t num_tokens, int64_t wanted_parts)
+      : rows(num_rows), tokens(num_tokens) {
     rows_each = std::min(kMostRows, rows);
-    const int64_t wanted = (kWantedParts + row_parts() - 1) / row_parts();
+    const int64_t wanted = (wanted_parts + row_parts() - 1) / row_parts();
     const int64_t possible = std::max<int64_t>(1, tokens / kFewestTokens);
     const int64_t parts = std::min(wanted, possible);
     tokens_each = ((tokens + parts - 1) / parts + 63) / 64 * 64;
@@ -106,7 +106,8 @@ void latent_attention(const LatentShape& shape, const float* query, const Cached
   const AttendRows attend_rows = best_attend_rows(shape);
   thread_local Arena arena;
   const LatentTask task{shape, query, cache, length};
-  const Division division(num_queries * shape.heads, length + num_queries);
+  const Division division(num_queries * shape.heads, length + num_queries,
+                          team.threads());
   const int64_t token_parts = division.token_parts();
   const Parts parts = take_parts(arena, division.rows, shape.rank, token_parts, mixed);
   team.run(static_cast<size_t>(division.row_parts() * token_parts), [&](size_t index) {

@@ -29,6 +29,8 @@ class Pool {
   // time does all of its tasks alone.
   void run(Team::Task task, size_t count, void* state);
 
+  int64_t threads() const { return static_cast<int64_t>(num_shares_.load()); }
+
   ~Pool();
 
  private:
@@ -55,7 +57,7 @@ class Pool {
   std::vector<std::thread> threads_;
   std::mutex run_mutex_;
   Share shares_[kMostThreads];
-  size_t num_shares_ = 1;
+  std::atomic<size_t> num_shares_{1};
   alignas(64) std::atomic<uint32_t> job_{0};
   alignas(64) std::atomic<size_t> done_{0};
   std::atomic<Team::Task> task_{nullptr};
@@ -71,7 +73,7 @@ class Pool {
 inline Team library_team() {
   return Team([](void*, Team::Task task, size_t count,
                  void* state) { Pool::shared().run(task, count, state); },
-              nullptr);
+              nullptr, Pool::shared().threads());
 }
 
 }  // namespace kimivl

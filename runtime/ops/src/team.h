@@ -12,7 +12,11 @@ class Team {
   using Task = void (*)(void* state, size_t index);
   using Runner = void (*)(void* context, Task task, size_t count, void* state);
 
-  Team(Runner runner, void* context) : runner_(runner), context_(context) {}
+  Team(Runner runner, void* context, int64_t threads)
+      : runner_(runner), context_(context), threads_(threads) {}
+
+  // How many threads there are, the caller's among them.
+  int64_t threads() const { return threads_; }
 
   // Calls work(index) for each index below count, in any order and on any thread; then returns.
   template <typename Work>
@@ -28,6 +32,7 @@ class Team {
  private:
   Runner runner_;
   void* context_;
+  int64_t threads_;
 };
 
 }  // namespace kimivl
