@@ -15,6 +15,8 @@ class Usage:
     prompt_tokens: int
     """Image tokens included."""
     image_tokens: int
+    reused_tokens: int
+    """Prompt tokens that a slot held already, from an earlier request; images included."""
     new_tokens: int
     """All generated ids: thinking, markers, answer, forced tokens, the stop id."""
     thinking_tokens: int
@@ -25,11 +27,14 @@ class Usage:
 class Timings:
     """Where the time of one request went; 0 for a phase that was not reached."""
 
+    queued_s: float
+    """Before it got a slot; 0 for a request that takes one itself."""
     encode_s: float
-    """Phase 2: images and embedding table."""
+    """Images."""
     prefill_s: float
+    """The prompt: embedding table and decoder."""
     time_to_first_token_s: float
-    """From the start of phase 2 until the first token is chosen."""
+    """From the start of the first of these until the first token is chosen."""
     decode_s: float
     """All tokens after the first, without the time that a consumer takes between pieces."""
     decode_tokens_per_s: float
