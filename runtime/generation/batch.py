@@ -87,7 +87,7 @@ def _start(
     check_prompt(request.prompt, engine.limits)
     run, row = SlotRun(engine, tokenizer, request, slot), None
     while run.next_image is not None:
-        run.encode_next(engine.encode)
+        run.encode_next(engine)
     while row is None:
         row = run.prefill_next(engine, engine.limits.prefill_chunk)
     state = _Running(index=index, run=run)

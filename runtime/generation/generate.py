@@ -60,7 +60,7 @@ def _phases(engine: Engine, run: SlotRun) -> Iterator[Piece]:
     while run.next_image is not None:
         if request.is_cancelled:
             return
-        run.encode_next(engine.encode)
+        run.encode_next(engine)
     while row is None:
         row = run.prefill_next(engine, engine.limits.prefill_chunk)
         if request.is_cancelled:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from ..engine.protocol import Engine, FloatArray, IntArray, NonFiniteRowsError
 from ..errors import NumericError
-from ..prompt.patches import PatchedImage
 from ..prompt.tokenizer import Tokenizer
 from .channels import Piece
 from .choosing import choosing_for
@@ -30,9 +29,6 @@ from .clock import RunClock
 from .decoding import Decoding
 from .request import Request, Result, Usage
 from .steps import check_features, decode_step, embed_span, image_places
-
-Encode = Callable[[PatchedImage], FloatArray]
-"""`Engine.encode`, or something that remembers what it gave."""
 
 
 class Row(NamedTuple):
@@ -57,8 +53,6 @@ class SlotRun:
         """Tokens in the slot."""
         self.num_reused = 0
         """Those of them that were there before."""
-        self.num_encoded = 0
-        """Images that went through the encoder or came from a cache of what it gave."""
         self._places = image_places(prompt)
         self._features: dict[int, FloatArray] = {}
         self._clock = RunClock()
@@ -75,13 +69,8 @@ class SlotRun:
         return max(self.request.prompt.ids.size - self.num_cached, 0)
 
     @property
-    def next_image(self) -> PatchedImage | None:
-        """The next image whose rows are wanted and not there."""
-        index = self._next_index
-        return None if index is None else self.request.prompt.images[index]
-
-    @property
-    def _next_index(self) -> int | None:
+    def next_image(self) -> int | None:
+        """Number of the next image whose rows are wanted and not there."""
         for index, positions in enumerate(self._places):
             is_wanted = positions.size and positions[-1] >= self.num_cached
             if is_wanted and index not in self._features:
@@ -94,20 +83,30 @@ class SlotRun:
         new = np.array(self.decoding.ids, dtype=np.int64)
         return np.concatenate([self.request.prompt.ids, new])[: self.num_cached]
 
-    def encode_next(self, encode: Encode) -> None:
-        """Turn `next_image`, which there must be, into its rows.
+    def encode_next(self, engine: Engine) -> FloatArray:
+        """Turn `next_image`, which there must be, into its rows (M, C), and return them too.
 
         Raises:
             InputError: the rows do not fill the image's places.
             NumericError: from the encoder.
         """
-        index = self._next_index
+        index = self.next_image
         assert index is not None
         with self._clock.encoding():
-            features = encode(self.request.prompt.images[index])
-            check_features(features, self._places[index])
-            self._features[index] = features
-            self.num_encoded += 1
+            features = engine.encode(self.request.prompt.images[index])
+        self.give(features)
+        return features
+
+    def give(self, features: FloatArray) -> None:
+        """Hand over the rows (M, C) of `next_image`, which there must be.
+
+        Raises:
+            InputError: the rows do not fill the image's places.
+        """
+        index = self.next_image
+        assert index is not None
+        check_features(features, self._places[index])
+        self._features[index] = features
 
     def prefill_next(self, engine: Engine, max_tokens: int) -> Row | None:
         """Append the next tokens of the prompt, with no image left to encode.

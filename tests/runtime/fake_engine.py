@@ -105,9 +105,16 @@ class FakeEngine:
             if length + num_tokens > self._limits.max_tokens:
                 raise CapacityError(f"{length} + {num_tokens} over {self._limits.max_tokens}")
             self.slots[slot] = np.concatenate([written[:length], new])
-        positions = (lengths[:, None] + np.arange(num_tokens)).reshape(-1)  # (B * S,)
-        logits: FloatArray = self._table[positions[rows]]  # (N, V)
-        return logits
+        which, token = np.divmod(rows, num_tokens)
+        found = [
+            self._row(slots[one], lengths[one] + at) for one, at in zip(which, token, strict=True)
+        ]
+        return np.array(found, dtype=np.float32).reshape(len(rows), self._table.shape[1])  # (N, V)
+
+    def _row(self, slot: int, position: int) -> FloatArray:
+        """Logits (V,) behind a token of a slot, which is written already."""
+        row: FloatArray = self._table[position]
+        return row
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         assert source != target
