@@ -166,12 +166,15 @@ class RunningBatch:
         chunk = self._chunk if is_alone else self._chunk_beside_decoding
         row = job.run.prefill_next(self._engine, chunk)
         self._counters.prefill_steps += 1
+        self._counters.failures_in_a_row = 0
         return [] if row is None else [row]
 
     def _decode(self, jobs: Sequence[Job]) -> None:
         rows = self._attempt(jobs, lambda: decode(self._engine, [job.run for job in jobs]))
-        self._counters.decode_steps += bool(rows)
-        for job, row in zip(jobs, rows, strict=False):  # none if the step has failed
+        if rows:
+            self._counters.decode_steps += 1
+            self._counters.failures_in_a_row = 0
+        for job, row in zip(jobs, rows, strict=False):  # no rows if the step has failed
             self._take(job, row)
 
     def _attempt(self, jobs: Sequence[Job], step: Callable[[], list[Row]]) -> list[Row]:
@@ -184,7 +187,6 @@ class RunningBatch:
                 failure = named(error, EngineFailedError, "a step of the engine failed")
                 self._end(job, failure, is_lost=True)
             return []
-        self._counters.failures_in_a_row = 0
         return rows
 
     def _take(self, job: Job, row: Row) -> None:
