@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 
 from ..prompt.encoder import Prompt
+from .constraint import Grammar
 from .sampling import Sampling
 from .stopping import FinishReason, GenerationLimits
 
@@ -64,6 +65,7 @@ class Request:
         stop_ids: frozenset[int],
         sampling: Sampling | None = None,
         limits: GenerationLimits | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Describe a request; nothing is computed.
 
@@ -72,11 +74,13 @@ class Request:
             stop_ids: ids that end the answer and never become text.
             sampling: greedy if left out.
             limits: the model's own stop ids and the slot alone, if left out.
+            grammar: what the answer has to be; anything, if left out.
         """
         self.prompt = prompt
         self.stop_ids = stop_ids
         self.sampling = sampling or Sampling.greedy()
         self.limits = limits or GenerationLimits()
+        self.grammar = grammar
         self.result: Result | None = None
         """None until the generator has ended, and for good if it ended with an error."""
         self._cancelled = threading.Event()
