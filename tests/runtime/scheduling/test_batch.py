@@ -7,6 +7,7 @@ import pytest
 
 from runtime.errors import NumericError
 from runtime.generation.channels import Piece
+from runtime.generation.constraint import ConstraintError
 from runtime.generation.sampling import Sampling
 from runtime.prompt.patches import PatchedImage
 from runtime.scheduling.errors import DeadlineError, EngineFailedError, HandlingError
@@ -299,6 +300,41 @@ def test_sampling_that_raises_ends_its_own_request_only(monkeypatch: pytest.Monk
     drive.finish()
     assert isinstance(end_of(jobs[0]).error, HandlingError)
     assert ids_said(jobs[1].request) == say_alone(jobs[1].request)
+
+
+class BreakingGrammar:
+    """Allows everything three times, then raises."""
+
+    def __init__(self, *, breaks_at_start: bool) -> None:
+        self.left = 3
+        self.breaks_at_start = breaks_at_start
+
+    def start(self) -> "BreakingGrammar":
+        if self.breaks_at_start:
+            raise RecursionError("too deep")
+        return self
+
+    def allowed(self, best_id: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        if not self.left:
+            raise ConstraintError("no way on")
+        self.left -= 1
+        return np.ones(200, dtype=np.bool_)
+
+    def accept(self, token_id: int) -> None:
+        assert token_id < 200
+
+
+@pytest.mark.parametrize("breaks_at_start", [True, False])
+def test_a_grammar_that_raises_ends_its_own_request_only(*, breaks_at_start: bool) -> None:
+    drive = Drive(make_memory_engine())
+    other = drive.admit(ask(7, 8, 9, max_new_tokens=12))
+    request = ask(1, 2, 3, max_new_tokens=12)
+    request.grammar = BreakingGrammar(breaks_at_start=breaks_at_start)
+    job = drive.admit(request)
+    drive.finish()
+    error = end_of(job).error
+    assert isinstance(error, HandlingError if breaks_at_start else ConstraintError)
+    assert ids_said(other.request) == say_alone(other.request)
 
 
 def test_pieces_are_all_the_ids_and_come_before_the_one_end() -> None:
