@@ -24,10 +24,10 @@ class End:
 
 
 Event = Piece | End
-Listener = Callable[[Event], None]
+Listener = Callable[[Event], object]
 """Called in the scheduler's thread, between two steps that all requests wait for: it should hand
 the event on and return. In asyncio: `lambda event: loop.call_soon_threadsafe(queue.put_nowait,
-event)`. What it raises ends its request."""
+event)`. What it returns is ignored; what it raises ends its request."""
 
 
 class Handle:

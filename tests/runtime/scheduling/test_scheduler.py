@@ -1,5 +1,6 @@
 """The thread: submission, queue, deadlines, cancelling, faults, drain and close."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from runtime.errors import CapacityError, InputError
 from runtime.generation.channels import Piece
+from runtime.generation.request import Request
 from runtime.prompt.patches import PatchedImage
 from runtime.scheduling.errors import (
     ClosedError,
@@ -100,13 +102,16 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
     with pytest.raises(QueueFullError, match=r"3 requests are waiting.* again in 1 s") as caught:
         scheduler.submit(ask(9))
     assert caught.value.retry_after_s == 1.0
+    scheduler._batch.mean_held_s = 30.0  # of two slots one gets free every 15 s
+    with pytest.raises(QueueFullError, match=r"try again in 15 s"):
+        scheduler.submit(ask(9))
     waiting[1].cancel()  # makes room at once
     waiting.append(scheduler.submit(ask(7)))
     gate.open()
     assert [one.wait(PATIENCE_S).reason for one in waiting].count("cancelled") == 1
     running.wait(PATIENCE_S)
     stats = idle_stats(scheduler)
-    assert (stats.submitted, stats.refused) == (5, 1)
+    assert (stats.submitted, stats.refused) == (5, 2)
 
 
 def test_what_does_not_fit_is_refused_before_it_waits(scheduler: Scheduler) -> None:
@@ -137,6 +142,16 @@ def test_events_are_read_while_the_request_runs(engine: MemoryEngine, scheduler:
         handle.wait(0.01)
     gate.open()
     assert isinstance(list(events)[-1], End)
+
+
+def test_a_reader_that_never_reads_holds_up_nobody(scheduler: Scheduler) -> None:
+    unread = scheduler.submit(ask(1, 2, max_new_tokens=60))
+    for n in range(6):
+        request = ask(n, 9)
+        assert scheduler.submit(request).wait(PATIENCE_S).error is None
+    unread.wait(PATIENCE_S)
+    ids = tuple(one for piece in unread.pieces() for one in piece.token_ids)
+    assert ids == ids_said(unread.request) == say_alone(unread.request)
 
 
 def test_a_request_cancelled_in_the_queue_never_runs(
@@ -251,6 +266,44 @@ def test_a_listener_may_close_the_scheduler(engine: MemoryEngine) -> None:
     handle.wait(PATIENCE_S)
     scheduler._thread.join(PATIENCE_S)
     assert not scheduler._thread.is_alive()
+
+
+def test_a_listener_may_cancel_its_request_and_submit_another(
+    engine: MemoryEngine, scheduler: Scheduler
+) -> None:
+    handles: list[Handle] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Piece) and len(handles) == 1:
+            handles[0].cancel()
+            handles.append(scheduler.submit(ask(4, 5, 6)))
+
+    gate = Gate(engine)
+    handles.append(scheduler.submit(ask(1, 2, 3, max_new_tokens=50), listener=listen))
+    gate.open()
+    assert handles[0].wait(PATIENCE_S).reason == "cancelled"
+    assert handles[1].wait(PATIENCE_S).reason in {"stop", "length"}
+
+
+def test_events_reach_a_loop_of_asyncio(scheduler: Scheduler) -> None:
+    async def answer(request: Request) -> list[Event]:
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        scheduler.submit(
+            request, listener=lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
+        )
+        found = [await events.get()]
+        while not isinstance(found[-1], End):
+            found.append(await events.get())
+        return found
+
+    async def answer_all(requests: list[Request]) -> list[list[Event]]:
+        return await asyncio.gather(*map(answer, requests))
+
+    requests = [ask(n, n + 1) for n in range(3)]
+    for request, events in zip(requests, asyncio.run(answer_all(requests)), strict=True):
+        ids = [one for event in events if isinstance(event, Piece) for one in event.token_ids]
+        assert tuple(ids) == ids_said(request) == say_alone(request)
 
 
 def test_an_engine_that_never_answers_again_fails_every_request_and_says_so(
