@@ -347,15 +347,18 @@ def test_pieces_are_all_the_ids_and_come_before_the_one_end() -> None:
     assert list(job.handle.events()) == []
 
 
-def test_slots_of_a_decoding_step_rise() -> None:
-    engine = make_memory_engine(max_slots=4)
+def test_slots_of_a_decoding_step_rise_whoever_came_first() -> None:
+    engine = make_memory_engine(max_slots=3)
     drive = Drive(engine)
-    for size in (2, 7, 3, 5, 9, 4):
-        if not drive.batch.slots.num_free:
-            drive.turns(9)
-        drive.admit(ask(*range(size), max_new_tokens=size))
+    for first, count in ((1, 2), (50, 30), (100, 30)):
+        drive.admit(ask(first, max_new_tokens=count))
+    drive.turns(4)
+    late = drive.admit(ask(150, max_new_tokens=5))
+    assert [job.run.slot for job in drive.batch.jobs] == [1, 2, late.run.slot] == [1, 2, 0]
     drive.finish()
-    assert all(a < b for call in engine.steps for a, b in pairwise(call.slots))
+    together = [call.slots for call in engine.steps if len(call.slots) == 3]
+    assert len(together) > 3
+    assert all(a < b for slots in together for a, b in pairwise(slots))
 
 
 def test_every_token_is_measured() -> None:

@@ -134,6 +134,17 @@ def test_a_short_common_beginning_does_not_cost_a_long_chat_its_slot() -> None:
     assert again.run.num_reused == 44 + len(said) - 1
 
 
+def test_a_slot_that_a_beginning_was_copied_from_counts_as_used() -> None:
+    drive = Drive(make_memory_engine(max_slots=3))
+    shared = [1, 2, 3, 4]
+    old = drive.answer(ask(*shared, *range(20, 60)))
+    newer = drive.answer(ask(*range(100, 140)))
+    drive.admit(ask(*shared, 99, max_new_tokens=40))
+    drive.turns(1)
+    stranger = drive.admit(ask(200, 201))
+    assert stranger.run.slot == newer.run.slot != old.run.slot
+
+
 @pytest.mark.parametrize("max_slots", [1, 2, 5])
 def test_random_chats_that_share_beginnings_say_what_they_say_alone(max_slots: int) -> None:
     generator = np.random.default_rng(max_slots)
