@@ -71,11 +71,11 @@ class RunningBatch:
         lease = self.slots.take(job.content)
         try:
             run = SlotRun(self._engine, self._tokenizer, job.request, lease.slot)
+            run.reuse(lease.num_reused)
         except Exception as error:  # noqa: BLE001  it is told to the request that it belongs to
             self.slots.give_back(lease.slot, EMPTY)
             self.end_waiting(job, named(error, HandlingError, "the request could not begin"))
             return
-        run.reuse(lease.num_reused)
         job.admit(run)
         self._jobs.append(job)
         self._tell("queue_s", job.queued_s)

@@ -35,7 +35,7 @@ from tests.runtime.scheduling.doubles import (
     say_alone,
 )
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -340,13 +340,13 @@ def test_no_slot_is_lost_and_no_answer_changed_whatever_is_killed(seed: int) -> 
     assert stats.num_used_slots == 0
     assert "SlotsLost" not in stats.errors
     assert "SchedulerError" not in stats.errors
-    assert sum(stats.ended.values()) == stats.submitted == len(results)
+    assert sum(stats.ended.values()) == stats.submitted == len(results) == 75
     whole = [
         handle.request
         for handle, end in zip(results, ends, strict=True)
         if end.reason in {"stop", "length"}
     ]
-    assert len(whole) > 20
+    assert len(whole) > 15
     assert [ids_said(one) for one in whole] == [say_alone(one) for one in whole]
     for handle, end in zip(results, ends, strict=True):
         said = tuple(one for piece in pieces_of(handle) for one in piece.token_ids)
@@ -383,11 +383,12 @@ def _send(scheduler: Scheduler, results: list[Handle], seed: int) -> None:
             images = [make_image(2, 2, float(chance.integers(3)))]
         request = ask(*ids, images=images, max_new_tokens=int(chance.integers(1, 20)))
         total_s = 0.02 if chance.random() < 0.1 else None
-        try:
-            handle = scheduler.submit(request, deadlines=Deadlines(total_s=total_s))
-        except QueueFullError:
-            time.sleep(0.01)
-            continue
+        handle = None
+        while handle is None:
+            try:
+                handle = scheduler.submit(request, deadlines=Deadlines(total_s=total_s))
+            except QueueFullError:
+                time.sleep(0.005)
         results.append(handle)
         if chance.random() < 0.2:
             time.sleep(float(chance.random()) * 0.01)
