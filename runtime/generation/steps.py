@@ -122,6 +122,12 @@ def embed_span(
     return hidden
 
 
+def prefill(step: Step, slot: int, hidden: FloatArray, start: int, chunk: int) -> NDArray[Any]:
+    """Append embedded tokens (S, C) behind `start`; give the step's one row, of the last one."""
+    *_, found = run_chunks(step, slot, hidden, start, chunk, rows=np.array([len(hidden) - 1]))
+    return found
+
+
 def prefill_logits(
     engine: Engine, slot: int, hidden: FloatArray, start: int, chunk: int
 ) -> FloatArray:

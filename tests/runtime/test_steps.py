@@ -7,7 +7,7 @@ from runtime.engine.protocol import FloatArray
 from runtime.generation.decoding import Decoding
 from runtime.generation.request import Request
 from runtime.generation.sampling import Sampling
-from runtime.generation.steps import Step, decode_step, embed_prompt, prefill_logits, run_chunks
+from runtime.generation.steps import decode_step, embed_prompt, prefill, prefill_logits
 from runtime.prompt.encoder import Prompt
 from runtime.prompt.patches import PatchedImage
 from runtime.prompt.tokenizer import Tokenizer
@@ -34,12 +34,6 @@ def embedded(engine: FakeEngine, num_tokens: int) -> FloatArray:
 def make_request(num_tokens: int, seed: int) -> Request:
     prompt = Prompt(ids=np.arange(num_tokens), images=(), media_token_id=MEDIA)
     return Request(prompt, stop_ids=frozenset({END}), sampling=Sampling(temperature=1.0, seed=seed))
-
-
-def prefill(step: Step, slot: int, hidden: FloatArray, start: int, chunk: int) -> FloatArray:
-    """Append embedded tokens behind `start`; give the row of the last one."""
-    *_, found = run_chunks(step, slot, hidden, start, chunk, rows=np.array([len(hidden) - 1]))
-    return found
 
 
 def test_an_embedded_prompt_has_image_rows_in_the_placeholders_places() -> None:
