@@ -65,7 +65,7 @@ $(VENV)/.tool: pyproject.toml $(VENV)/.python
 
 $(VENV)/.plans: $(VENV)/.tool
 	@echo "Installing what builds plans of TensorRT-RTX into $(VENV) ..."
-	@$(PIP) --editable '.[tool,plans]'
+	@$(PIP) --editable '.[tool,plans,serve]'
 	@touch $@
 
 # torchvision serves the tests alone: transformers' image processor, the oracle for our patches,

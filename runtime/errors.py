@@ -8,7 +8,9 @@
     ├── UnsupportedError        a known thing that this toolkit does not do
     ├── NumericError            a non-finite value left the encoder or the head
     ├── GateError               a calibration that loses or has seen too little
-    └── cuda.CudaError          a call of the CUDA driver failed
+    ├── cuda.CudaError          a call of the CUDA driver failed
+    ├── generation.constraint    an answer that cannot follow its grammar
+    └── scheduling.errors        queue, deadlines, engine failures, of many requests at once
 
 Bugs stay built-in errors. The command line prints a `KimiVLError` as one line and exits with 1.
 """

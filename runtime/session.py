@@ -17,6 +17,7 @@ from .engine.weights_place import WeightsPlace
 from .errors import CapacityError, InputError
 from .generation.batch import Answer, generate_batch
 from .generation.channels import Piece
+from .generation.constraint import Grammar
 from .generation.generate import generate
 from .generation.releases import RELEASES, Release, default_sampling, detect_release, stop_ids
 from .generation.request import Request
@@ -27,6 +28,9 @@ from .progress import Progress, silent
 from .prompt.encoder import Prompt, PromptEncoder
 from .prompt.messages import Message
 from .prompt.tokenizer import Tokenizer
+from .scheduling.options import SchedulerOptions
+from .scheduling.scheduler import Scheduler, ignore
+from .scheduling.statistics import Observer
 
 
 class Session:
@@ -112,8 +116,17 @@ class Session:
         prompt: Prompt,
         sampling: Sampling | None = None,
         limits: GenerationLimits | None = None,
+        *,
+        grammar: Grammar | None = None,
     ) -> Request:
-        """Describe a request; after `stream` has ended it carries ids, counts and timings."""
+        """Describe a request; after `stream` has ended it carries ids, counts and timings.
+
+        Args:
+            prompt: from `encode`.
+            sampling: the release's recommendation, or greedy where the release is unknown.
+            limits: all that fits the slot, if left out.
+            grammar: what the answer has to be, behind any thinking (`generation/grammar.py`).
+        """
         if limits is None:
             limits = GenerationLimits(
                 max_new_tokens=self.release.max_new_tokens if self.release else None
@@ -123,6 +136,7 @@ class Session:
             stop_ids=self.stop_ids,
             sampling=sampling or default_sampling(self.release),
             limits=limits,
+            grammar=grammar,
         )
 
     def stream(self, request: Request) -> Generator[Piece, None, None]:
@@ -148,6 +162,23 @@ class Session:
             for _ in range(self.engine.limits.max_slots):
                 stack.enter_context(self._slot())
             yield from generate_batch(self.engine, self.tokenizer, requests)
+
+    @contextmanager
+    def scheduling(
+        self, options: SchedulerOptions | None = None, *, observe: Observer = ignore
+    ) -> Iterator[Scheduler]:
+        """Answer many requests at once, from many threads, until the end of the block.
+
+        It takes all slots. Its end ends what still runs; `Scheduler.drain` waits for that before.
+
+        Raises:
+            CapacityError: a stream is open.
+        """
+        with ExitStack() as stack:
+            for _ in range(self.engine.limits.max_slots):
+                stack.enter_context(self._slot())
+            scheduler = Scheduler(self.engine, self.tokenizer, options=options, observe=observe)
+            yield stack.enter_context(scheduler)
 
     def _stream(self, request: Request) -> Generator[Piece, None, None]:
         with self._slot() as slot:

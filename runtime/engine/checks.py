@@ -1,13 +1,15 @@
 """What every engine checks of a step and of what comes out of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import CapacityError, NumericError
 from ..limits import Limits
 from ..prompt.patches import Grid
-from .protocol import FloatArray, IntArray
+from .protocol import FloatArray, IntArray, NonFiniteRowsError
 
 
 def check_grid(grid: Grid, limits: Limits) -> None:
@@ -56,4 +58,31 @@ def check_finite(values: FloatArray, where: str) -> None:
         raise NumericError(
             f"{count} of {values.size} values from {where} are not finite; the request was ended "
             "(run `tool.py verify` on the artifact)"
+        )
+
+
+def finite_rows(logits: FloatArray) -> NDArray[np.bool_]:
+    """Tell which rows of logits (N, V) are finite throughout, (N,)."""
+    is_finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(logits), axis=1)
+    return is_finite
+
+
+def check_rows(found: NDArray[Any], is_finite: NDArray[np.bool_], where: str) -> None:
+    """Refuse the rows of a step that are not finite, and hand over the others.
+
+    Args:
+        found: logits (N, V) or ids (N,).
+        is_finite: of which rows all logits are finite, (N,).
+        where: what gave them.
+
+    Raises:
+        NonFiniteRowsError: some rows are not.
+    """
+    if not is_finite.all():
+        count = int(np.count_nonzero(~is_finite))
+        raise NonFiniteRowsError(
+            f"{count} of {is_finite.size} rows of values from {where} are not finite; their "
+            "requests were ended (run `tool.py verify` on the artifact)",
+            found=found,
+            is_finite=is_finite,
         )

@@ -12,7 +12,7 @@ from ..limits import Limits
 from ..ops.library import configure, find_library
 from ..prompt.patches import PatchedImage
 from .cache import LatentCache
-from .checks import check_finite, check_grid, check_step
+from .checks import check_finite, check_grid, check_rows, check_step, finite_rows
 from .contract import check_graphs
 from .embedding import EmbeddingTable
 from .onnx_layers import Observer, OnnxLayers
@@ -20,6 +20,8 @@ from .onnx_session import open_session, thread_count
 from .protocol import FloatArray, IntArray
 from .vision_inputs import vision_inputs
 from .weights_place import WeightsPlace, should_pack
+
+_WHERE = "the decoder"
 
 
 class OnnxEngine:
@@ -100,6 +102,13 @@ class OnnxEngine:
         self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
     ) -> FloatArray:
         """Append S tokens to each of B slots and return the logits of chosen tokens (N, V)."""
+        logits = self._logits(slots, hidden, lengths, rows)
+        check_rows(logits, finite_rows(logits), _WHERE)
+        return logits
+
+    def _logits(
+        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
+    ) -> FloatArray:
         check_step(slots, hidden, lengths, self._limits)
         state = self._layers.run(slots, hidden, lengths)
         if rows.size == 0:
@@ -107,14 +116,15 @@ class OnnxEngine:
         inputs = {names.HIDDEN: state, names.ROWS: ort.OrtValue.ortvalue_from_numpy(rows)}
         outputs = self._head.run_with_ort_values([names.LOGITS], inputs)
         logits: FloatArray = outputs[0].numpy()
-        check_finite(logits, "the decoder")
         return logits
 
     def step_greedy(
         self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
     ) -> IntArray:
         """Append S tokens to each of B slots and return the best next ids of chosen ones (N,)."""
-        best: IntArray = self.step(slots, hidden, lengths, rows).argmax(axis=1)  # the first of ties
+        logits = self._logits(slots, hidden, lengths, rows)
+        best: IntArray = logits.argmax(axis=1)  # the first of ties
+        check_rows(best, finite_rows(logits), _WHERE)
         return best
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:

@@ -4,16 +4,33 @@ Does not know: tokenizer, sampling, files. Hidden states and logits cross this b
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import NumericError
 from ..limits import Limits
 from ..prompt.patches import PatchedImage
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
+
+
+class NonFiniteRowsError(NumericError):
+    """Some rows of a step are not finite; the step itself is done, and its other rows are good."""
+
+    def __init__(self, message: str, *, found: NDArray[Any], is_finite: NDArray[np.bool_]) -> None:
+        """Keep what the step found.
+
+        Args:
+            message: for the user.
+            found: what the step would have returned, (N, ...).
+            is_finite: which of its rows are good, (N,).
+        """
+        super().__init__(message)
+        self.found = found
+        self.is_finite = is_finite
 
 
 class Engine(Protocol):
@@ -49,7 +66,7 @@ class Engine(Protocol):
 
         Raises:
             CapacityError: a slot would grow over `limits.max_tokens`.
-            NumericError: a logit is not finite.
+            NonFiniteRowsError: a logit is not finite; every slot has its new tokens all the same.
         """
 
     def step_greedy(
@@ -64,7 +81,7 @@ class Engine(Protocol):
 
         Raises:
             CapacityError: a slot would grow over `limits.max_tokens`.
-            NumericError: a logit is not finite.
+            NonFiniteRowsError: a logit is not finite; every slot has its new tokens all the same.
         """
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from ..engine.protocol import Engine
 from ..prompt.tokenizer import Tokenizer
 from .channels import Piece
-from .choosing import choosing_for
-from .decoding import Decoding
 from .request import Request
-from .steps import check_prompt, decode_step, embed_prompt, prefill
+from .slot_run import Row, SlotRun, decode
+from .steps import check_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +32,13 @@ class _Running:
     """One request in its slot."""
 
     index: int
-    decoding: Decoding
-    length: int
-    """Tokens in the slot."""
+    run: SlotRun
     pieces: list[Piece] = field(default_factory=list)
 
-    def take(self, pieces: list[Piece]) -> bool:
+    def take(self, row: Row) -> bool:
         """Keep what the last token made certain; return whether the request has ended."""
-        self.pieces += pieces
-        return self.decoding.finish_reason is not None
+        self.pieces += self.run.take(row)
+        return self.run.decoding.finish_reason is not None
 
     def answer(self) -> Answer:
         texts = {"answer": "", "thinking": ""}
@@ -51,7 +48,7 @@ class _Running:
             index=self.index,
             text=texts["answer"],
             thinking=texts["thinking"],
-            ids=tuple(self.decoding.ids),
+            ids=tuple(self.run.decoding.ids),
         )
 
 
@@ -88,25 +85,17 @@ def _start(
 ) -> tuple[_Running, bool]:
     """Prefill a request and choose its first token; tell whether that was all."""
     check_prompt(request.prompt, engine.limits)
-    hidden = embed_prompt(engine, request.prompt)  # (S, C)
-    size = len(hidden)
-    decoding = Decoding(request, tokenizer, engine.limits.max_tokens - size)
-    step, push = choosing_for(engine, [decoding])
-    (found,) = prefill(step, slot, hidden, 0, engine.limits.prefill_chunk)
-    state = _Running(index=index, decoding=decoding, length=size)
-    return state, state.take(push(decoding, found))
+    run, row = SlotRun(engine, tokenizer, request, slot), None
+    while run.next_image is not None:
+        run.encode_next(engine)
+    while row is None:
+        row = run.prefill_next(engine, engine.limits.prefill_chunk)
+    state = _Running(index=index, run=run)
+    return state, state.take(row)
 
 
 def _decode_all(engine: Engine, running: dict[int, _Running]) -> list[int]:
     """Append one token to every running slot; return the slots whose request has ended."""
     slots = sorted(running)
-    states = [running[slot] for slot in slots]
-    step, push = choosing_for(engine, [state.decoding for state in states])
-    ids = [state.decoding.ids[-1] for state in states]
-    found = decode_step(engine, step, slots, ids, [state.length for state in states])
-    ended = []
-    for slot, state, row in zip(slots, states, found, strict=True):
-        state.length += 1
-        if state.take(push(state.decoding, row)):
-            ended.append(slot)
-    return ended
+    rows = decode(engine, [running[slot].run for slot in slots])
+    return [slot for slot, row in zip(slots, rows, strict=True) if running[slot].take(row)]

@@ -11,6 +11,7 @@ from ..engine.protocol import FloatArray
 from ..prompt.special_tokens import THINK_END
 from ..prompt.tokenizer import TextStream, Tokenizer
 from .channels import ChannelSplitter, Piece
+from .constraint import mask_for
 from .request import Request
 from .sampling import Choice, Sampler
 from .stopping import FinishReason, StopStrings
@@ -32,7 +33,8 @@ class Decoding:
         self._max_thinking = limits.max_thinking_tokens
         self._closing_ids = tokenizer.encode(THINK_END)
         self._sampler = Sampler(request.sampling, request.prompt.ids)
-        self.needs_logits = not request.sampling.is_plain_greedy
+        self._constraint = request.grammar.start() if request.grammar else None
+        self.needs_logits = not request.sampling.is_plain_greedy or self._constraint is not None
         """Whether a token may be another one than the best, or says more than its id."""
         self._num_texts = tokenizer.vocab_size
         self._stream = TextStream(tokenizer)
@@ -49,7 +51,8 @@ class Decoding:
         """Choose the next token from logits (V,) and return the text that it makes certain."""
         if self._forced:
             return self._take(self._sampler.describe(logits, self._forced.popleft()))
-        return self._take(self._sampler.choose(logits, self.ids))
+        allowed = mask_for(self._constraint, logits) if self._constraint else None
+        return self._take(self._sampler.choose(logits, self.ids, allowed))
 
     def push_best(self, token_id: int) -> list[Piece]:
         """Take the id of the highest logit, of equal ones the lowest, as `push` would choose it."""
@@ -65,6 +68,8 @@ class Decoding:
         """Append a token that was chosen or forced."""
         self.ids.append(choice.token_id)
         self._unreported.append(choice)
+        if self._constraint is not None:
+            self._constraint.accept(choice.token_id)
         if choice.token_id in self._stop_ids:
             return self._finish("stop", [])
         self.thinking_tokens += self._splitter.channel == "thinking"

@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 
 from ..prompt.encoder import Prompt
+from .constraint import Grammar
 from .sampling import Sampling
 from .stopping import FinishReason, GenerationLimits
 
@@ -15,6 +16,8 @@ class Usage:
     prompt_tokens: int
     """Image tokens included."""
     image_tokens: int
+    reused_tokens: int
+    """Prompt tokens that a slot held already, from an earlier request; images included."""
     new_tokens: int
     """All generated ids: thinking, markers, answer, forced tokens, the stop id."""
     thinking_tokens: int
@@ -25,11 +28,14 @@ class Usage:
 class Timings:
     """Where the time of one request went; 0 for a phase that was not reached."""
 
+    queued_s: float
+    """Before it got a slot; 0 for a request that takes one itself."""
     encode_s: float
-    """Phase 2: images and embedding table."""
+    """Images."""
     prefill_s: float
+    """The prompt: embedding table and decoder."""
     time_to_first_token_s: float
-    """From the start of phase 2 until the first token is chosen."""
+    """From the start of the first of these until the first token is chosen."""
     decode_s: float
     """All tokens after the first, without the time that a consumer takes between pieces."""
     decode_tokens_per_s: float
@@ -59,6 +65,7 @@ class Request:
         stop_ids: frozenset[int],
         sampling: Sampling | None = None,
         limits: GenerationLimits | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """Describe a request; nothing is computed.
 
@@ -67,11 +74,13 @@ class Request:
             stop_ids: ids that end the answer and never become text.
             sampling: greedy if left out.
             limits: the model's own stop ids and the slot alone, if left out.
+            grammar: what the answer has to be; anything, if left out.
         """
         self.prompt = prompt
         self.stop_ids = stop_ids
         self.sampling = sampling or Sampling.greedy()
         self.limits = limits or GenerationLimits()
+        self.grammar = grammar
         self.result: Result | None = None
         """None until the generator has ended, and for good if it ended with an error."""
         self._cancelled = threading.Event()

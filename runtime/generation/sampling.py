@@ -133,17 +133,26 @@ class Sampler:
         self._prompt_ids = np.asarray(prompt_ids, dtype=np.int64)
         self._generator = np.random.Generator(np.random.PCG64(sampling.seed))
 
-    def choose(self, logits: _Logits, ids_so_far: Sequence[int]) -> Choice:
+    def choose(
+        self,
+        logits: _Logits,
+        ids_so_far: Sequence[int],
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> Choice:
         """Choose the next token.
 
         Args:
             logits: finite logits (V,) of the last token; not changed.
             ids_so_far: generated ids, without the prompt.
+            allowed: which ids may be chosen (V,), at least one; all, if left out. The others are
+                gone before everything but the penalty: filters count what is left.
         """
         sampling = self._sampling
         scores: NDArray[np.floating] = logits
         if sampling.repetition_penalty != 1:
             scores = self._penalised(logits, ids_so_far)
+        if allowed is not None:
+            scores = np.where(allowed, scores, -np.inf)
         if sampling.temperature == 0:
             return self.describe(logits, int(np.argmax(scores)))
         return self.describe(logits, self._draw(scores))

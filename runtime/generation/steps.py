@@ -4,7 +4,7 @@ Plain functions over the engine protocol, for one request, for a loop over many 
 scoring given text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,36 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
             f"{describe_problems('prompt', problems)}; the engine takes images of at most "
             f"{limits.max_patches}: shrink them, or build with a larger --max-image-tokens"
         )
-    _check_places(prompt, sum(image.num_tokens for image in prompt.images))
+    image_places(prompt)
+
+
+def image_places(prompt: Prompt) -> tuple[IntArray, ...]:
+    """Tell where the rows of each image stand in a prompt, (M,) rising positions each.
+
+    Raises:
+        InputError: there are not as many placeholder ids as image tokens.
+    """
+    sizes = [image.num_tokens for image in prompt.images]
+    places = np.flatnonzero(prompt.ids == prompt.media_token_id)
+    if places.size != sum(sizes):
+        raise InputError(
+            f"prompt: expected {sum(sizes)} placeholder ids for {len(sizes)} images, found "
+            f"{places.size}; each image needs one for each of its image tokens"
+        )
+    return tuple(np.split(places, np.cumsum(sizes)[:-1])) if sizes else ()
+
+
+def check_features(features: FloatArray, places: IntArray) -> None:
+    """Refuse what an encoder made of an image if its rows (M, C) do not fill their places (M,).
+
+    Raises:
+        InputError: they do not.
+    """
+    if len(features) != len(places):
+        raise InputError(
+            f"prompt: expected {len(features)} placeholder ids for an image, found {len(places)}; "
+            "each image needs one for each of its image tokens"
+        )
 
 
 def embed_prompt(engine: Engine, prompt: Prompt) -> FloatArray:
@@ -56,8 +85,41 @@ def embed_prompt(engine: Engine, prompt: Prompt) -> FloatArray:
     Raises:
         InputError: the images' rows are not as many as the placeholder ids.
     """
-    features = [engine.encode(image) for image in prompt.images]
-    return place_images(engine.embed(prompt.ids), prompt, features)
+    places = image_places(prompt)
+    features = dict(enumerate(engine.encode(image) for image in prompt.images))
+    for index, rows in features.items():
+        check_features(rows, places[index])
+    return embed_span(engine, prompt.ids, places, features)
+
+
+def embed_span(
+    engine: Engine,
+    ids: IntArray,
+    places: Sequence[IntArray],
+    features: Mapping[int, FloatArray],
+    start: int = 0,
+) -> FloatArray:
+    """Embed the ids (S,) of a part of a prompt, and put image rows over those of placeholders.
+
+    Args:
+        engine: its table.
+        ids: of the part.
+        places: where the rows of each image stand in the whole prompt.
+        features: rows (M, C) by the number of the image, of all images that reach into the part.
+        start: position of the part in the prompt.
+
+    Returns:
+        Embedded tokens (S, C).
+    """
+    hidden = engine.embed(ids)
+    is_copied = False
+    for index, positions in enumerate(places):
+        is_inside = (positions >= start) & (positions < start + len(ids))
+        if is_inside.any():
+            hidden = hidden if is_copied else hidden.copy()  # an engine may show its own table
+            is_copied = True
+            hidden[positions[is_inside] - start] = features[index][is_inside]
+    return hidden
 
 
 def prefill(step: Step, slot: int, hidden: FloatArray, start: int, chunk: int) -> NDArray[Any]:
@@ -74,14 +136,6 @@ def prefill_logits(
     return np.concatenate(list(run_chunks(engine.step, slot, hidden, start, chunk, rows=rows)))
 
 
-def decode_step(
-    engine: Engine, step: Step, slots: Sequence[int], ids: Sequence[int], lengths: Sequence[int]
-) -> NDArray[Any]:
-    """Append one token to each of B slots by a step of the engine; give its B rows."""
-    hidden = engine.embed(np.asarray(ids, dtype=np.int64))[:, np.newaxis]  # (B, 1, C)
-    return step(slots, hidden, np.asarray(lengths, dtype=np.int64), np.arange(len(slots)))
-
-
 def run_chunks(
     step: Step, slot: int, hidden: FloatArray, start: int, chunk: int, *, rows: IntArray
 ) -> Iterator[NDArray[Any]]:
@@ -92,19 +146,9 @@ def run_chunks(
         yield step([slot], part, np.array([start + first], dtype=np.int64), inside)
 
 
-def place_images(hidden: FloatArray, prompt: Prompt, features: Sequence[FloatArray]) -> FloatArray:
-    """Put image rows (M, C) in the place of the placeholders' rows of (S, C), in order."""
-    _check_places(prompt, sum(map(len, features)))
-    if features:
-        hidden = hidden.copy()
-        hidden[prompt.ids == prompt.media_token_id] = np.concatenate(features)
-    return hidden
-
-
-def _check_places(prompt: Prompt, num_rows: int) -> None:
-    num_places = int(np.count_nonzero(prompt.ids == prompt.media_token_id))
-    if num_places != num_rows:
-        raise InputError(
-            f"prompt: expected {num_rows} placeholder ids for {len(prompt.images)} images, found "
-            f"{num_places}; each image needs one for each of its image tokens"
-        )
+def decode_step(
+    engine: Engine, step: Step, slots: Sequence[int], ids: Sequence[int], lengths: Sequence[int]
+) -> NDArray[Any]:
+    """Append one token to each of B slots by a step of the engine; give its B rows."""
+    hidden = engine.embed(np.asarray(ids, dtype=np.int64))[:, np.newaxis]  # (B, 1, C)
+    return step(slots, hidden, np.asarray(lengths, dtype=np.int64), np.arange(len(slots)))

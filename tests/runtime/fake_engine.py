@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from runtime.engine.checks import check_rows, finite_rows
 from runtime.engine.protocol import FloatArray, IntArray
-from runtime.errors import CapacityError, NumericError
+from runtime.errors import CapacityError
 from runtime.limits import Limits
 from runtime.prompt.patches import PatchedImage
 
@@ -68,14 +69,21 @@ class FakeEngine:
     ) -> FloatArray:
         logits = self._step(slots, hidden, lengths, rows)
         self.num_logits_given += len(logits)
+        check_rows(logits, finite_rows(logits), "the table")
         return logits
 
     def step_greedy(
         self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
     ) -> IntArray:
         logits = self._step(slots, hidden, lengths, rows)
-        best = [min(np.flatnonzero(row == row.max())) for row in logits]
-        return np.array(best, dtype=np.int64)
+        is_finite = finite_rows(logits)
+        best = [
+            min(np.flatnonzero(row == row.max())) if is_good else 0
+            for row, is_good in zip(logits, is_finite, strict=True)
+        ]
+        found = np.array(best, dtype=np.int64)
+        check_rows(found, is_finite, "the table")
+        return found
 
     def _step(
         self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
@@ -97,11 +105,16 @@ class FakeEngine:
             if length + num_tokens > self._limits.max_tokens:
                 raise CapacityError(f"{length} + {num_tokens} over {self._limits.max_tokens}")
             self.slots[slot] = np.concatenate([written[:length], new])
-        positions = (lengths[:, None] + np.arange(num_tokens)).reshape(-1)  # (B * S,)
-        logits: FloatArray = self._table[positions[rows]]  # (N, V)
-        if not np.isfinite(logits).all():
-            raise NumericError(f"logits of positions {positions[rows].tolist()} are not finite")
-        return logits
+        which, token = np.divmod(rows, num_tokens)
+        found = [
+            self._row(slots[one], lengths[one] + at) for one, at in zip(which, token, strict=True)
+        ]
+        return np.array(found, dtype=np.float32).reshape(len(rows), self._table.shape[1])  # (N, V)
+
+    def _row(self, slot: int, position: int) -> FloatArray:
+        """Logits (V,) behind a token of a slot, which is written already."""
+        row: FloatArray = self._table[position]
+        return row
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         assert source != target

@@ -254,8 +254,8 @@ def test_log_probabilities_come_with_every_token_when_asked_for() -> None:
 
 
 def test_timings_fit_together_and_leave_out_the_consumer() -> None:
-    request = make_request()
-    for _ in generate(make_engine([*b"Hello", END], len(PROMPT)), TOKENIZER, request):
+    request = make_request(prompt=make_prompt(7, MEDIA, images=[make_image(2, 2, 0)]))
+    for _ in generate(make_engine([*b"Hello", END], 2), TOKENIZER, request):
         time.sleep(0.1)  # the steps of a table take less than a thousandth of this
     timings = result_of(request).timings
     assert min(timings.encode_s, timings.prefill_s, timings.decode_s) > 0

@@ -4,17 +4,16 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import names
 from ...limits import Limits
 from ..protocol import FloatArray, IntArray
 from .contract import cache_names
 from .device import Device, Handle
-from .head import Head
+from .head import Head, HeadRows
 from .memory import DeviceCache
 from .numbers import STORED, to_stored
 from .plan import Plan, Shape
@@ -24,7 +23,7 @@ WINDOW_STEP = 256
 """Attention reads the cache in multiples of this: each new shape is compiled and recorded."""
 _MAX_RECORDINGS = 32
 
-Reader = Callable[[int], NDArray[Any]]
+Reader = Callable[[int], HeadRows]
 """Copies what the head made of so many rows: `Head.read_logits` or `Head.read_best`."""
 
 
@@ -88,7 +87,7 @@ class Decoder:
         lengths: IntArray,
         rows: IntArray,
         read: Reader,
-    ) -> NDArray[Any]:
+    ) -> HeadRows:
         """Append tokens to some slots.
 
         Args:
@@ -99,7 +98,7 @@ class Decoder:
             read: of the head, what is wanted of them.
 
         Returns:
-            What `read` gives for these rows, (N, ...).
+            What `read` gives for these rows.
         """
         batch, tokens = hidden.shape[:2]
         needed = int(lengths.max()) + tokens
@@ -123,7 +122,7 @@ class Decoder:
             self._head.write_rows(some)
             self._enqueue_head(batch, tokens, len(some))
             found.append(read(len(some)))
-        return np.concatenate(found)
+        return HeadRows(*map(np.concatenate, zip(*found, strict=True)))
 
     def _decode(self, sizes: _Sizes) -> None:
         """Run a step twice, then replay what was recorded behind the second run.

@@ -12,10 +12,10 @@ from ...artifact.folder import Artifact
 from ...artifact.records import PlansRecord, TargetRecord
 from ...config import KimiVLConfig
 from ...cuda import Cuda
-from ...errors import ArtifactError, NumericError
+from ...errors import ArtifactError
 from ...limits import Limits
 from ...prompt.patches import PatchedImage
-from ..checks import check_finite, check_grid, check_step
+from ..checks import check_finite, check_grid, check_rows, check_step
 from ..embedding import EmbeddingTable
 from ..protocol import FloatArray, IntArray
 from ..vision_inputs import vision_inputs
@@ -130,18 +130,18 @@ class TensorRTEngine:
     ) -> None:
         """Run a step piece by piece and fill `found` (N, ...) with what is read of the head."""
         check_step(slots, hidden, lengths, self._limits)
+        is_finite = np.ones(len(rows), dtype=np.bool_)
+        num_new = hidden.shape[1]
         with self._device.active():
-            try:
-                for piece in cut_step(slots, hidden.shape[1], rows, self._limits.prefill_chunk):
-                    given = hidden[piece.batch, piece.tokens]
-                    done = lengths[piece.batch] + piece.tokens.start
-                    found[piece.places] = self._decoder.run(
-                        piece.first_slot, given, done, piece.rows, read
-                    )
-            except NumericError:
-                for slot in slots:
-                    self._cache.clear(slot)
-                raise
+            for piece in cut_step(slots, num_new, rows, self._limits.prefill_chunk):
+                given = hidden[piece.batch, piece.tokens]
+                done = lengths[piece.batch] + piece.tokens.start
+                found[piece.places], is_finite[piece.places] = self._decoder.run(
+                    piece.first_slot, given, done, piece.rows, read
+                )
+            for place in np.unique(rows[~is_finite] // num_new):
+                self._cache.clear(slots[place])
+        check_rows(found, is_finite, "the decoder")
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` cached tokens of one slot to another."""

@@ -1,22 +1,28 @@
 """The head on the device: its buffers, and the two ways to read what it gives."""
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import names
-from ...errors import NumericError
 from ...limits import Limits
-from ..checks import check_finite
-from ..protocol import FloatArray, IntArray
+from ..checks import finite_rows
+from ..protocol import IntArray
 from .device import Device
 from .numbers import STORED, to_stored
 from .plan import Shape
 from .stage import Stage
 
-_WHERE = "the decoder"
+
+class HeadRows(NamedTuple):
+    """What was read of the head for N rows."""
+
+    found: NDArray[Any]
+    """Logits (N, V) or ids (N,)."""
+    is_finite: NDArray[np.bool_]
+    """Of which rows all logits are finite, (N,)."""
 
 
 class Head:
@@ -58,30 +64,20 @@ class Head:
         addresses = {names.HIDDEN: hidden, names.ROWS: self._rows, **self._outputs}
         self._stage.enqueue(shapes, addresses, owner)
 
-    def read_logits(self, num_rows: int) -> FloatArray:
-        """Copy the logits of the last run, (N, V).
+    def read_logits(self, num_rows: int) -> HeadRows:
+        """Copy the logits of the last run, (N, V)."""
+        logits = self._read(names.LOGITS, (num_rows, self._vocab_size))
+        return HeadRows(logits, finite_rows(logits))
 
-        Raises:
-            NumericError: one of them is not finite.
-        """
-        logits: FloatArray = self._read(names.LOGITS, (num_rows, self._vocab_size))
-        check_finite(logits, _WHERE)
-        return logits
-
-    def read_best(self, num_rows: int) -> IntArray:
+    def read_best(self, num_rows: int) -> HeadRows:
         """Copy the ids of the highest logits of the last run, (N,): 8 bytes for each row.
 
-        Raises:
-            NumericError: a row has a logit that is not finite; its sum of squares tells. Or the
-                device found no logit that equals the highest one.
+        Whether a row's logits are finite is told by its sum of squares, and by an id: where a NaN
+        is the highest, no logit equals it, and the id is behind the vocabulary.
         """
-        check_finite(self._read(names.ENERGY, (num_rows,)), _WHERE)
-        best: IntArray = self._read(names.BEST, (num_rows,)).astype(np.int64)
-        if (best >= self._vocab_size).any():
-            raise NumericError(
-                f"no logit from {_WHERE} equals the highest one; run `tool.py verify`"
-            )
-        return best
+        is_finite = np.isfinite(self._read(names.ENERGY, (num_rows,)))
+        best = self._read(names.BEST, (num_rows,)).astype(np.int64)
+        return HeadRows(best, is_finite & (best < self._vocab_size))
 
     def _read(self, name: str, shape: Shape) -> NDArray[Any]:
         stored = np.empty(shape, dtype=STORED[self.plan.dtype(name)])

@@ -104,7 +104,7 @@ def test_a_row_that_is_not_finite_ends_the_step_and_clears_its_slots(
     before = device.bytes_read
     with pytest.raises(NumericError, match="from the decoder are not finite"):
         engine.step_greedy([2, 3], bad, np.zeros(2, np.int64), np.array([4, 9]))
-    assert device.bytes_read - before == 4 * 2  # the energies
+    assert device.bytes_read - before == BYTES_OF_A_CHOICE * 2  # energies and ids
     good = hidden_of(engine, 1, 2, seed=8)
     for slot in (2, 3):
         found, expected = (
