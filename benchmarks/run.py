@@ -11,6 +11,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from engines.measure.machine import cpu_name
+
 from .decoder import CASES, time_case
 from .pairs import Pair
 
@@ -40,16 +42,11 @@ def as_record(pairs: list[Pair]) -> dict[str, object]:
     """Results with the conditions that they were measured under."""
     names = ("torch", "onnxruntime", "numpy")
     return {
-        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+        "machine": {"processor": cpu_name(), "cores": len(os.sched_getaffinity(0))},
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
         "pairs": [{**asdict(pair), "ratio": pair.ratio} for pair in pairs],
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "?")
 
 
 if __name__ == "__main__":

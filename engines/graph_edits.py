@@ -19,6 +19,12 @@ def static_size(value: ir.Value, axis: int) -> int:
     return size
 
 
+def producer_of(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """Return the node that gives a value, if it is of some type."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
 def stored_initializer(value: ir.Value) -> ir.Value:
     """Return the initialiser behind a value, looking through a widening cast."""
     producer = value.producer()

@@ -33,7 +33,7 @@ from .gguf_model import default_path, write_released_sizes
 from .llama_cpp import LlamaCpp
 from .ours import Ours
 from .repeated_layers import write_repeated
-from .results import conditions, merge_results
+from .results import conditions, merge_results, ratio
 
 FOLDER = Path("out/bench/int8")
 RECIPE = Path(__file__).with_name("int8-head8-kv8.toml")
@@ -96,10 +96,7 @@ def _record(
 
 def ratios(samples: Samples) -> dict[str, float]:
     """Reduce pairs to the median of their ratios; above 1 means that ours is faster."""
-    return {
-        row: round(median(pair["theirs_s"] / pair["ours_s"] for pair in pairs), 3)
-        for row, pairs in samples.items()
-    }
+    return {row: round(ratio(pairs), 3) for row, pairs in samples.items()}
 
 
 def _row(depth: int) -> str:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from engines.measure.machine import cpu_name, describe_machine
@@ -36,6 +37,11 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def ratio(pairs: Sequence[Mapping[str, float]]) -> float:
+    """Give the median of the pairs' `theirs_s` by `ours_s`: above 1 means that ours is faster."""
+    return median(pair["theirs_s"] / pair["ours_s"] for pair in pairs)
 
 
 def conditions(packages: Sequence[str], *, threads: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from engines.measure.machine import cpu_name
 from .gguf_model import default_path
 from .llama_cpp import LlamaCpp
 from .ours import Ours
-from .results import merge_results
+from .results import merge_results, ratio
 
 DEPTHS = (0, 1024, 4096, 8192)
 DECODED = 16
@@ -72,10 +72,7 @@ def ratios(
     rows: dict[str, list[dict[str, Any]]], traffic: Traffic, bandwidth: float
 ) -> dict[str, float]:
     """Reduce the samples; above 1 means that ours is faster."""
-    found = {
-        name: median(pair["theirs_s"] / pair["ours_s"] for pair in pairs)
-        for name, pairs in rows.items()
-    }
+    found = {name: ratio(pairs) for name, pairs in rows.items()}
     shallow, deep = rows["decode_0"], rows[f"decode_{DEPTHS[-1]}"]
     found[f"depth_{DEPTHS[-1]}_over_0"] = median(
         first["ours_s"] / last["ours_s"] for first, last in zip(shallow, deep, strict=True)

@@ -32,7 +32,7 @@ from runtime.artifact.folder import Artifact
 from runtime.engine.onnx_engine import OnnxEngine
 
 from .repeated_layers import WRITTEN
-from .results import conditions, merge_results
+from .results import conditions, merge_results, ratio
 
 if TYPE_CHECKING:
     import torch
@@ -193,11 +193,6 @@ def in_turn(row: Row, ours: Step, theirs: Step, turns: int) -> Pairs:
             pair[name] = _median_step(row, sides[name])
         pairs.append(pair)
     return pairs
-
-
-def ratio(pairs: Pairs) -> float:
-    """Give the median of the pairs' ratios; above 1 means that ours is faster."""
-    return median(pair["theirs_s"] / pair["ours_s"] for pair in pairs)
 
 
 def _median_step(row: Row, step: Step) -> float:

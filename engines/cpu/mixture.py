@@ -8,6 +8,7 @@ import onnx_ir as ir
 from export.graph.edits import given
 from runtime.names import EXPERTS_UP
 
+from ..graph_edits import producer_of
 from .expert_codes import SwiGLU, common_block
 from .replaced_rounding import before_rounding
 from .stored_codes import StoredCodes
@@ -92,7 +93,7 @@ def _shared(mixed: ir.Value, hidden: ir.Value, routed: SwiGLU, look: _Look) -> S
     if whole is None or added is None:
         return None
     other = next(value for value in given(added.producer()).inputs if value is not whole)
-    found, rows = _swiglu(given(other), look), _node(hidden, "Reshape")
+    found, rows = _swiglu(given(other), look), producer_of(hidden, "Reshape")
     if found is None or rows is None or rows.inputs[0] is not found[0]:
         return None
     matrices = found[1]
@@ -104,13 +105,13 @@ def _shared(mixed: ir.Value, hidden: ir.Value, routed: SwiGLU, look: _Look) -> S
 
 def _swiglu(value: ir.Value, look: _Look) -> tuple[ir.Value, SwiGLU] | None:
     """Take apart down(silu(gate(x)) * up(x)): x, and the matrices."""
-    down = _node(value, "MatMul")
-    product = None if down is None else _node(look(given(down.inputs[0])), "Mul")
-    swish = None if product is None else _node(product.inputs[0], "Mul")
+    down = producer_of(value, "MatMul")
+    product = None if down is None else producer_of(look(given(down.inputs[0])), "Mul")
+    swish = None if product is None else producer_of(product.inputs[0], "Mul")
     if down is None or product is None or swish is None:
         return None
-    gate, up = _node(swish.inputs[0], "MatMul"), _node(product.inputs[1], "MatMul")
-    half = _node(swish.inputs[1], "Sigmoid")
+    gate, up = producer_of(swish.inputs[0], "MatMul"), producer_of(product.inputs[1], "MatMul")
+    half = producer_of(swish.inputs[1], "Sigmoid")
     if gate is None or up is None or half is None or half.inputs[0] is not swish.inputs[0]:
         return None
     matrices = SwiGLU.of(gate.inputs[1], up.inputs[1], down.inputs[1])
@@ -118,12 +119,6 @@ def _swiglu(value: ir.Value, look: _Look) -> tuple[ir.Value, SwiGLU] | None:
     if matrices is None or x is not look(given(up.inputs[0])):
         return None
     return x, matrices
-
-
-def _node(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node of some type that gives a value."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Value | None:

@@ -9,15 +9,12 @@ import onnx_ir as ir
 
 from export.graph.edits import given
 
+from ..graph_edits import producer_of
+
 
 def before_rounding(value: ir.Value) -> ir.Value:
     """Return what was rounded to int8 to give a value; the value itself if nothing was."""
-    back = _producer(value, "DequantizeLinear")
-    there = None if back is None else _producer(back.inputs[0], "QuantizeLinear")
+    back = producer_of(value, "DequantizeLinear")
+    there = None if back is None else producer_of(back.inputs[0], "QuantizeLinear")
     is_int8 = there is not None and there.outputs[0].dtype == ir.DataType.INT8
     return given(there.inputs[0]) if there is not None and is_int8 else value
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == op_type else None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.graph.edits import given
 
-from ..graph_edits import stored_initializer
+from ..graph_edits import producer_of, stored_initializer
 from .block_size import block_size
 
 BITS = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
@@ -62,8 +62,8 @@ def stored_codes(value: ir.Value | None) -> StoredCodes | None:
 
     Such a value is read by one node only, which can be replaced with it.
     """
-    node = None if value is None else value.producer()
-    if value is None or node is None or node.op_type != "DequantizeLinear":
+    node = producer_of(value, "DequantizeLinear")
+    if value is None or node is None:
         return None
     if len(node.inputs) != 2 or len(value.uses()) != 1:
         return None

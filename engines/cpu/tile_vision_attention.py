@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 
 from export.graph.edits import given
 
-from ..graph_edits import static_size
+from ..graph_edits import producer_of, static_size
 from ..lowering import Lowered
 
 _MICROSOFT = "com.microsoft"
@@ -67,8 +67,8 @@ def _tile(model: ir.Model, node: ir.Node) -> None:
 
 def _before_split(value: ir.Value | None) -> ir.Value | None:
     """(1, P, H * D) behind Transpose(Reshape(it)), or None."""
-    transpose = _producer(value, "Transpose")
-    reshape = _producer(transpose.inputs[0], "Reshape") if transpose else None
+    transpose = producer_of(value, "Transpose")
+    reshape = producer_of(transpose.inputs[0], "Reshape") if transpose else None
     return reshape.inputs[0] if reshape else None
 
 
@@ -84,8 +84,3 @@ def _joined(node: ir.Node) -> ir.Value | None:
             return None
         value = users[0].node.outputs[0]
     return value
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None

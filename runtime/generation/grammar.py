@@ -63,11 +63,12 @@ class GrammarCompiler:
         if not isinstance(schema, Mapping):
             raise InputError(f"JSON schema: expected an object, found {type(schema).__name__}")
         options = {"whitespace_pattern": _BLANKS}
-        text = json.dumps(schema)
-        return self._compile(
-            "JSON schema",
-            self._library.LLMatcher.grammar_from_json_schema(text, overrides=options),
-        )
+        try:
+            text = json.dumps(schema)
+            grammar = self._library.LLMatcher.grammar_from_json_schema(text, overrides=options)
+        except (TypeError, ValueError, RecursionError) as error:  # no JSON, or nested too deeply
+            raise InputError(f"JSON schema: {' '.join(str(error).split())[:_SHOWN]}") from error
+        return self._compile("JSON schema", grammar)
 
     def from_regex(self, pattern: str) -> "LlGrammar":
         """Compile a regular expression (syntax of Rust's `regex`); it matches the whole answer.

@@ -200,6 +200,17 @@ def test_a_schema_that_cannot_be_kept_is_refused_before_anything_runs(
         compiler.from_json_schema(schema)
 
 
+@pytest.mark.parametrize("depth", [200, 3000])
+def test_a_schema_that_is_nested_too_deeply_is_refused_by_name(
+    compiler: GrammarCompiler, depth: int
+) -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(InputError, match=r"JSON schema: .*recursion"):
+        compiler.from_json_schema(schema)
+
+
 def test_a_schema_is_an_object(compiler: GrammarCompiler) -> None:
     with pytest.raises(InputError, match="expected an object, found list"):
         compiler.from_json_schema([1])  # type: ignore[arg-type]  # what a sender may send

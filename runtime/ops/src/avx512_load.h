@@ -1,4 +1,4 @@
-// Numbers of any floating-point type as sixteen of fp32; to be included behind a target pragma.
+// Numbers of any floating-point type as sixteen of fp32, and which of sixteen there are; to be included behind a target pragma.
 #pragma once
 
 #include <immintrin.h>
@@ -6,6 +6,11 @@
 #include "number_types.h"
 
 namespace kimivl {
+
+inline __mmask16 first_lanes(int64_t count) {
+  if (count >= 16) return 0xffff;
+  return count > 0 ? static_cast<__mmask16>((1u << count) - 1) : __mmask16(0);
+}
 
 // Sixteen numbers from `index` on, or fewer where the mask says so.
 template <Type type>

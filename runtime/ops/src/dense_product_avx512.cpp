@@ -1,12 +1,11 @@
 // Products in fp32 with AVX-512: four rows and 64 columns stay in registers, or one row and 256, so
 // that the weights of a single row are read in long runs.
 
-#include <algorithm>
-
 #include "dense_product.h"
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
+#include "ahead.h"
 #include "avx512_load.h"
 
 namespace kimivl {
@@ -14,8 +13,6 @@ namespace {
 
 constexpr int kRows = 4;
 constexpr int kSums = 16;  // vectors
-// Bytes of weights that are asked for before they are needed, into the second cache and the first.
-constexpr int64_t kFarAhead = 6144, kAhead = 1024;
 
 // One row and `lines` * 32 columns of bfloat16. A number's bits are the upper half of a float's, so
 // that a line of 64 bytes is two vectors: its odd columns as they lie, its even ones shifted.
@@ -29,8 +26,7 @@ void multiply_lines(const DenseWeights& weights, int64_t first, const float* x, 
     const __m512 value = _mm512_set1_ps(x[input]);
 #pragma GCC unroll 8
     for (int k = 0; k < lines; ++k) {
-      _mm_prefetch(place + 64 * k + kFarAhead, _MM_HINT_T1);
-      _mm_prefetch(place + 64 * k + kAhead, _MM_HINT_T0);
+      ask_ahead(place + 64 * k);
       const __m512i pair = _mm512_loadu_si512(place + 64 * k);
       even[k] = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), even[k]);
       odd[k] = _mm512_fmadd_ps(value, _mm512_castsi512_ps(_mm512_and_si512(pair, upper)), odd[k]);
@@ -51,8 +47,7 @@ void multiply_columns(const DenseWeights& weights, int64_t first, const float* x
   constexpr int kVectors = kSums / rows;
   __mmask16 masks[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    const int64_t left = std::clamp<int64_t>(weights.outputs - first - 16 * v, 0, 16);
-    masks[v] = static_cast<__mmask16>((1u << left) - 1);
+    masks[v] = first_lanes(weights.outputs - first - 16 * v);
   }
   __m512 sums[rows][kVectors];
   for (auto& row : sums) {
@@ -61,6 +56,9 @@ void multiply_columns(const DenseWeights& weights, int64_t first, const float* x
   for (int64_t input = 0; input < weights.inputs; ++input) {
     const int64_t start = input * weights.outputs + first;
     for (int v = 0; v < kVectors; ++v) {
+      if constexpr (rows == 1) {
+        ask_ahead(static_cast<const char*>(weights.values) + (start + 16 * v) * float_bytes(type));
+      }
       const __m512 w = load_floats<type>(weights.values, start + 16 * v, masks[v]);
       for (int r = 0; r < rows; ++r) {
         sums[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * x_stride + input]), w, sums[r][v]);

@@ -66,41 +66,6 @@ size_t scratch_bytes(const Sizes& sizes, int64_t num_tiles) {
   return tile * static_cast<size_t>(num_tiles) + block + rest;
 }
 
-// What a row may not see gets the score of nothing.
-void hide_tokens(const LatentTask& task, const RowTile& tile, const Block& block,
-                 const Scratch& scratch) {
-  const int64_t padded = block.padded();
-  alignas(64) int32_t seen[kRows];
-  for (int64_t lane = 0; lane < kRows; ++lane) {
-    const int64_t row = tile.first_row + std::min(lane, tile.count - 1);
-    seen[lane] = static_cast<int32_t>(
-        std::clamp<int64_t>(task.visible(row) - block.first, 0, block.count));
-  }
-  const __m512i limits = _mm512_load_si512(seen);
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int t = 0; t < padded; ++t) {
-    const __mmask16 is_seen = _mm512_cmplt_epi32_mask(_mm512_set1_epi32(t), limits);
-    float* score = scratch.scores[t];
-    _mm512_store_ps(score, _mm512_mask_blend_ps(is_seen, nothing, _mm512_load_ps(score)));
-  }
-}
-
-// Multiply each row's sums by its factor.
-void scale_mixed(const Sizes& sizes, const RowTile& tile, __m512 factors) {
-  alignas(64) float factor[kRows];
-  _mm512_store_ps(factor, factors);
-  for (int64_t unit = 0; unit < sizes.units; ++unit) {
-    for (int64_t row = 0; row < kRows; ++row) {
-      if (factor[row] == 1.0f) continue;
-      const __m512 by = _mm512_set1_ps(factor[row]);
-      float* target = tile.mixed + (unit * kRows + row) * kUnit;
-      for (int64_t i = 0; i < kUnit; i += 16) {
-        _mm512_store_ps(target + i, _mm512_mul_ps(_mm512_load_ps(target + i), by));
-      }
-    }
-  }
-}
-
 // The highest score of each row, of these and before. max(x, peak) is the second of the two if x
 // is NaN: the peak stays a number.
 __m512 highest(const RowState& state, const Block& block, const Scratch& scratch) {
@@ -141,7 +106,7 @@ void weigh_tokens(const Sizes& sizes, const RowTile& tile, const Block& block,
   _mm512_store_ps(state.peaks, peak);
   _mm512_store_ps(state.sums, sum);
   if (_mm512_cmp_ps_mask(old_peak, peak, _CMP_NEQ_UQ) != 0) {
-    scale_mixed(sizes, tile, change);
+    scale_sums(tile.mixed, sizes.units, change);
   }
 }
 
@@ -150,7 +115,7 @@ void attend_block(const LatentTask& task, const Sizes& sizes, RowTiles tiles, Bl
   for (const RowTile& tile : tiles) {
     score_tokens(sizes, tile, block, scratch);
     if (task.visible(tile.first_row) < block.first + block.padded()) {
-      hide_tokens(task, tile, block, scratch);
+      hide_scores(task, tile.rows(), block.first, block.count, scratch.scores, block.padded());
     }
     weigh_tokens(sizes, tile, block, scratch);
     round_weights(sizes, tile, block, scratch);

@@ -6,14 +6,14 @@
 #include "ahead.h"
 #include "amx_tiles.h"
 #include "latent_attention_rows.h"
-#include "power_of_two_avx512.h"
+#include "latent_attention_lanes.h"
 
 namespace kimivl::latent_amx {
 
-constexpr int kRows = 16;     // of a tile register
-constexpr int kUnit = 64;     // codes in a row of a tile register, of channels or of tokens
-constexpr int kPairs = 32;    // bfloat16 numbers in a row of a tile register
-constexpr int kPlanes = 2;    // high and low bytes of 16-bit codes
+constexpr int kRows = kLanes;         // of a tile register
+constexpr int kUnit = kUnitChannels;  // codes in a row of a tile register, of channels or of tokens
+constexpr int kPairs = 32;            // bfloat16 numbers in a row of a tile register
+constexpr int kPlanes = 2;            // high and low bytes of 16-bit codes
 
 // Numbers of elements. Groups are whole units.
 struct Sizes {
@@ -62,6 +62,8 @@ struct RowTile {
   uint8_t* weights;     // of one block, rounded: (groups, tokens / kUnit, planes, kRows, kUnit)
   float* steps;         // of `weights`: (groups, kRows)
   RowState* state;
+
+  Range rows() const { return {first_row, first_row + count}; }
 };
 
 struct RowTiles {

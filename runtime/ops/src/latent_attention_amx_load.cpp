@@ -3,30 +3,19 @@
 #include <cstring>
 
 #include "latent_attention_rows.h"
+#include "number_types.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,fma")
 
+#include "avx512_load.h"
 #include "latent_attention_amx.h"
 #include "turn_avx512.h"
 
 namespace kimivl::latent_amx {
 namespace {
 
-// The high plane must fit in a byte after the low one's sign has been carried.
-constexpr float kMostCode = 127 * 256 + 127;
 // Rotated queries are divided by steps, and must stay numbers.
 constexpr float kSmallest = 1e-15f;
-
-// The step of a row's 16-bit codes, not zero; NaN if any of its numbers is not finite.
-float step_of(const float* row, int64_t rank) {
-  __m512 most = _mm512_set1_ps(kSmallest), taint = _mm512_setzero_ps();
-  for (int64_t i = 0; i < rank; i += 16) {
-    const __m512 x = _mm512_loadu_ps(row + i);
-    most = _mm512_max_ps(most, _mm512_abs_ps(x));
-    taint = _mm512_fmadd_ps(x, _mm512_setzero_ps(), taint);
-  }
-  return _mm512_reduce_max_ps(most) / kMostCode + _mm512_reduce_add_ps(taint);
-}
 
 // Bytes of 64 numbers that fit; dword 4 l + v has those of dword 4 v + l.
 __m512i pack_bytes(const __m512i (&v)[4]) {
@@ -80,10 +69,6 @@ struct Halves {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
   }
 };
-
-__mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>((1u << std::clamp<int64_t>(count, 0, 16)) - 1);
-}
 
 // The rope parts of all rows: kPairs channels are a tile.
 void split_rope(const Sizes& sizes, const float* const (&rows)[kRows], const float* inverse,
@@ -160,30 +145,17 @@ void load_scales(const Sizes& sizes, const float* scales, Block& block) {
   if (block.is_tainted) taint_tokens(sizes, block);
 }
 
-// Four tokens' codes of one unit: the four bytes of a channel side by side.
-void weave(const int8_t* const (&rows)[4], int8_t* target) {
-  __m512i v[4];
-  for (int i = 0; i < 4; ++i) v[i] = _mm512_loadu_si512(rows[i]);
-  const __m512i low01 = _mm512_unpacklo_epi8(v[0], v[1]), low23 = _mm512_unpacklo_epi8(v[2], v[3]);
-  const __m512i high01 = _mm512_unpackhi_epi8(v[0], v[1]);
-  const __m512i high23 = _mm512_unpackhi_epi8(v[2], v[3]);
-  _mm512_store_si512(target, _mm512_unpacklo_epi16(low01, low23));
-  _mm512_store_si512(target + kTileBytes, _mm512_unpackhi_epi16(low01, low23));
-  _mm512_store_si512(target + 2 * kTileBytes, _mm512_unpacklo_epi16(high01, high23));
-  _mm512_store_si512(target + 3 * kTileBytes, _mm512_unpackhi_epi16(high01, high23));
-}
-
 }  // namespace
 
 void weave_codes(const Sizes& sizes, int64_t unit, Block& block) {
   const int64_t padded = block.padded(), rank = sizes.rank;
   for (int64_t start = 0; start < padded; start += kUnit) {
     for (int64_t four = 0; four < kUnit / 4; ++four) {
-      const int8_t* rows[4];
+      __m512i codes[4];
       for (int64_t i = 0; i < 4; ++i) {
-        rows[i] = block.row(start + four * 4 + i, rank) + unit * kUnit;
+        codes[i] = _mm512_loadu_si512(block.row(start + four * 4 + i, rank) + unit * kUnit);
       }
-      weave(rows, block.woven + start * kUnit + (four % 4 * 4 + four / 4) * 64);
+      weave_four(codes, block.woven + start * kUnit + (four % 4 * 4 + four / 4) * 64, kTileBytes);
       block.next_codes.ask(2);
     }
   }
@@ -198,7 +170,7 @@ void load_queries(const LatentTask& task, const Sizes& sizes, const RowTile& til
   for (int lane = 0; lane < kRows; ++lane) {
     rows[lane] =
         task.query + (tile.first_row + std::min<int64_t>(lane, tile.count - 1)) * task.width();
-    const float step = step_of(rows[lane], sizes.rank);
+    const float step = step_of(rows[lane], sizes.rank, kSmallest);
     tile.state->query_scales[lane] = step * task.score_scale();
     inverse[lane] = 1.0f / step;
   }

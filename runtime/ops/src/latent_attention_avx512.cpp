@@ -49,37 +49,6 @@ size_t scratch_bytes(const Sizes& sizes, int64_t num_tiles) {
          Arena::bytes_of<uint8_t>(sizes.shifted()) + Arena::bytes_of<int8_t>(kTokens * kUnit);
 }
 
-// What a row may not see gets the score of nothing.
-void hide_tokens(const LatentTask& task, const Tile& tile, const Block& block) {
-  alignas(64) int32_t seen[kRows];
-  for (int64_t lane = 0; lane < kRows; ++lane) {
-    const int64_t row = tile.first_row + std::min(lane, tile.count - 1);
-    seen[lane] = static_cast<int32_t>(
-        std::clamp<int64_t>(task.visible(row) - block.first, 0, block.count));
-  }
-  const __m512i limits = _mm512_load_si512(seen);
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int t = 0; t < kTokens; ++t) {
-    const __mmask16 is_seen = _mm512_cmplt_epi32_mask(_mm512_set1_epi32(t), limits);
-    float* score = tile.state->scores[t];
-    _mm512_store_ps(score, _mm512_mask_blend_ps(is_seen, nothing, _mm512_load_ps(score)));
-  }
-}
-
-// Multiply each row's sums by its factor.
-void scale_mixed(const Sizes& sizes, const Tile& tile, __m512 factors) {
-  alignas(64) float factor[kRows];
-  _mm512_store_ps(factor, factors);
-  for (int64_t row = 0; row < kRows; ++row) {
-    if (factor[row] == 1.0f) continue;
-    const __m512 by = _mm512_set1_ps(factor[row]);
-    for (int64_t channel = 0; channel < sizes.padded; channel += 16) {
-      float* target = tile.mixed_at(channel / kUnit, row) + channel % kUnit;
-      _mm512_store_ps(target, _mm512_mul_ps(_mm512_load_ps(target), by));
-    }
-  }
-}
-
 // The highest score of each row, of these and before. max(x, peak) is the second of the two if x
 // is NaN: the peak stays a number.
 __m512 highest(const TileState& state) {
@@ -112,14 +81,16 @@ void weigh_tokens(const Sizes& sizes, const Tile& tile) {
       _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
   _mm512_store_ps(state.peaks, peak);
   _mm512_store_ps(state.sums, sum);
-  if (_mm512_cmp_ps_mask(old_peak, peak, _CMP_NEQ_UQ) != 0) scale_mixed(sizes, tile, change);
+  if (_mm512_cmp_ps_mask(old_peak, peak, _CMP_NEQ_UQ) != 0) {
+    scale_sums(tile.mixed, sizes.units(), change);
+  }
 }
 
 void attend_block(const LatentTask& task, const Sizes& sizes, Tiles tiles, const Block& block) {
   score_tokens(sizes, tiles, block);
   for (const Tile& tile : tiles) {
     if (task.visible(tile.first_row) < block.first + kTokens || block.count < kTokens) {
-      hide_tokens(task, tile, block);
+      hide_scores(task, tile.rows(), block.first, block.count, tile.state->scores, kTokens);
     }
     weigh_tokens(sizes, tile);
   }

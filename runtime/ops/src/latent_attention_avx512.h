@@ -5,13 +5,13 @@
 #pragma once
 
 #include "latent_attention_rows.h"
-#include "power_of_two_avx512.h"
+#include "latent_attention_lanes.h"
 
 namespace kimivl::latent {
 
-constexpr int kRows = 16;    // of a tile: the lanes of a vector
+constexpr int kRows = kLanes;  // of a tile
 constexpr int kTokens = 64;  // of a block
-constexpr int kUnit = 64;    // channels whose codes fill a vector
+constexpr int kUnit = kUnitChannels;  // channels whose codes fill a vector
 constexpr int kRun = 32;     // tokens whose weights are rounded by a common step
 constexpr int kStep = 8;     // tokens scored side by side: their sums fill half the registers
 
@@ -62,6 +62,7 @@ struct Tile {
   float* mixed;          // (units, kRows, kUnit)
   TileState* state;
 
+  Range rows() const { return {first_row, first_row + count}; }
   float* mixed_at(int64_t unit, int64_t row) const { return mixed + (unit * kRows + row) * kUnit; }
 };
 

@@ -11,20 +11,6 @@
 namespace kimivl::latent {
 namespace {
 
-// The high plane must fit in a byte after the low one's sign has been carried.
-constexpr float kMostCode = 127 * 256 + 127;
-
-// The step of a row's 16-bit codes; NaN if any of its numbers is not finite.
-float step_of(const float* row, int64_t rank) {
-  __m512 most = _mm512_setzero_ps(), taint = _mm512_setzero_ps();
-  for (int64_t i = 0; i < rank; i += 16) {
-    const __m512 x = _mm512_loadu_ps(row + i);
-    most = _mm512_max_ps(most, _mm512_abs_ps(x));
-    taint = _mm512_fmadd_ps(x, _mm512_setzero_ps(), taint);
-  }
-  return _mm512_reduce_max_ps(most) / kMostCode + _mm512_reduce_add_ps(taint);
-}
-
 // Four codes of a row side by side, for both planes.
 void store_codes(__m512i codes, int8_t* target) {
   const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(codes, _mm512_set1_epi32(128)), 8);
@@ -59,13 +45,7 @@ void weave(const int8_t* (&rows)[4], __mmask64 mask, int8_t* target) {
   for (int i = 0; i < 4; ++i) {
     v[i] = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(mask, rows[i]));
   }
-  const __m512i low01 = _mm512_unpacklo_epi8(v[0], v[1]), low23 = _mm512_unpacklo_epi8(v[2], v[3]);
-  const __m512i high01 = _mm512_unpackhi_epi8(v[0], v[1]);
-  const __m512i high23 = _mm512_unpackhi_epi8(v[2], v[3]);
-  _mm512_store_si512(target, _mm512_unpacklo_epi16(low01, low23));
-  _mm512_store_si512(target + 64, _mm512_unpackhi_epi16(low01, low23));
-  _mm512_store_si512(target + 128, _mm512_unpacklo_epi16(high01, high23));
-  _mm512_store_si512(target + 192, _mm512_unpackhi_epi16(high01, high23));
+  weave_four(v, target, 64);
 }
 
 // A scale that is not finite becomes 0, and its token's scores NaN: times the zero weight of a
@@ -137,7 +117,7 @@ void load_queries(const LatentTask& task, const Sizes& sizes, Tile& tile) {
   for (int lane = 0; lane < kRows; ++lane) {
     const int64_t number = tile.first_row + std::min<int64_t>(lane, tile.count - 1);
     const float* row = task.query + number * task.width();
-    const float step = step_of(row, sizes.rank);
+    const float step = step_of(row, sizes.rank, 0.0f);
     tile.state->query_scales[lane] = step * task.score_scale();
     round_query(row, sizes, lane, tile, step);
     for (int64_t i = 0; i < sizes.rope; ++i) {

@@ -58,7 +58,7 @@ template <Type type>
 void load_scales(const BlockWeights& weights, int64_t row, float* scales) {
   const int64_t blocks = weights.blocks();
   for (int64_t i = 0; i < blocks; i += 16) {
-    const __mmask16 mask = static_cast<__mmask16>(first_bytes(blocks - i));
+    const __mmask16 mask = first_lanes(blocks - i);
     _mm512_mask_storeu_ps(scales + i, mask, load_floats<type>(weights.row_scales(row), i, mask));
   }
 }
@@ -149,7 +149,7 @@ void multiply_part(const BlockWeights& weights, const uint8_t* codes, const Tile
 // Add the scaled sums of a part to one half of a panel: totals (16, kRows).
 void add_part(const Tile& tile, Part part, const float* scales, int64_t blocks,
               const int32_t* sums, float* totals) {
-  const __mmask16 mask = static_cast<__mmask16>(first_bytes(tile.rows));
+  const __mmask16 mask = first_lanes(tile.rows);
   __m512 total[16];
   for (int i = 0; i < 16; ++i) total[i] = _mm512_load_ps(totals + i * kRows);
   const int64_t end = part.start + part.count;

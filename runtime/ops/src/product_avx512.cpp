@@ -9,14 +9,11 @@
 
 // Behind the headers: what they define must run on every processor.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c,fma")
+#include "ahead.h"
 #include "avx512_load.h"
 
 namespace kimivl {
 namespace {
-
-__mmask16 first_lanes(int64_t count) {
-  return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << count) - 1);
-}
 
 void round_row(const RoundingShape& shape, const float* row, int8_t* codes, float* scales,
                int32_t* sums) {
@@ -58,10 +55,7 @@ __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
 }
 
 constexpr int64_t kMostBlocks = 1024;
-// Bytes of codes that are asked for before they are needed: into the second cache so early that a
-// page's first lines are on their way before the processor's own prefetching could know of the page,
-// and from there into the first. Of scales likewise.
-constexpr int64_t kFarAhead = 6144, kAhead = 1024, kScalesAhead = 1024;
+constexpr int64_t kScalesAhead = 1024;  // bytes that are asked for before they are needed
 
 // Lane i of 16 gets the scale of its elements, where a vector of codes spans several blocks.
 struct LaneScales {
@@ -139,8 +133,7 @@ void add_row(const uint8_t* codes, int64_t bytes, const LaneScales& lanes, const
   const int64_t whole = bytes / 64;
   for (int64_t vector = 0; vector < whole; ++vector) {
     const uint8_t* place = codes + vector * 64;
-    _mm_prefetch(reinterpret_cast<const char*>(place + kFarAhead), _MM_HINT_T1);
-    _mm_prefetch(reinterpret_cast<const char*>(place + kAhead), _MM_HINT_T0);
+    ask_ahead(place);
     step(vector, _mm512_loadu_si512(place));
   }
   if (bytes % 64 != 0) {
@@ -251,8 +244,7 @@ void swiglu(const float* pairs, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += 16) {
     const int64_t left = 2 * (count - i);
     const __m512 a = _mm512_maskz_loadu_ps(first_lanes(left), pairs + 2 * i);
-    const __m512 b = _mm512_maskz_loadu_ps(left > 16 ? first_lanes(left - 16) : __mmask16(0),
-                                           pairs + 2 * i + 16);
+    const __m512 b = _mm512_maskz_loadu_ps(first_lanes(left - 16), pairs + 2 * i + 16);
     const __m512 gate = _mm512_permutex2var_ps(a, evens, b);
     const __m512 up = _mm512_permutex2var_ps(a, odds, b);
     const __m512 decay = exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate));
