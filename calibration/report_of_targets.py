@@ -1,26 +1,20 @@
 """The report once more, with what a target of the finished artifact loses."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 
 from export.recipe.reading import recipe_from_values
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.records import FileRecord
-from runtime.config import KimiVLConfig
-from runtime.prompt.encoder import PromptEncoder
 
-from .data.examples import Example
-from .data.samples import encode
-from .price.distance import Reference
-from .price.target import REFERENCE_PATH
+from .price.judged import Judged
 from .report.page import write_report
 
 QUALITY_PATH, REPORT_PATH = "calibration/quality.json", "calibration/report.html"
 
 
-def report_targets(artifact: Artifact, manifest: Manifest, held_out: Sequence[Example]) -> Manifest:
+def report_targets(artifact: Artifact, manifest: Manifest, judged: Judged) -> Manifest:
     """Write the report anew, with the prices of all targets; returns the manifest with its hash.
 
     A kill at any moment leaves a manifest whose files are what it says.
@@ -28,15 +22,12 @@ def report_targets(artifact: Artifact, manifest: Manifest, held_out: Sequence[Ex
     Args:
         artifact: opened, hence checked.
         manifest: with the prices; not written yet.
-        held_out: the conversations that judged the recipe.
+        judged: the conversations that judged the recipe.
     """
     quality = json.loads(artifact.read_checked(QUALITY_PATH))
     is_told = manifest.prices == artifact.manifest.prices
     if is_told or "checkpoint" not in quality:  # an earlier version's report stays as it is
         return manifest
-    config = KimiVLConfig.load(artifact.model_folder / "config.json")
-    prompts = PromptEncoder.load(artifact.model_folder, config)
-    max_tokens = manifest.calibration["data"]["max_tokens"]
     others = {path: one for path, one in manifest.files.items() if path != REPORT_PATH}
     replace(artifact.manifest, files=others).write(artifact.folder)
     path = artifact.folder / REPORT_PATH
@@ -44,10 +35,10 @@ def report_targets(artifact: Artifact, manifest: Manifest, held_out: Sequence[Ex
         path,
         quality,
         recipe=recipe_from_values(manifest.precision, manifest.recipe, str(artifact.folder)),
-        samples=[encode(one, prompts, max_tokens) for one in held_out],
-        examples=held_out,
-        reference=Reference.load(artifact.folder / REFERENCE_PATH),
-        decode=prompts.tokenizer.decode,
+        samples=judged.samples,
+        examples=judged.examples,
+        reference=judged.reference,
+        decode=judged.prompts.tokenizer.decode,
         gate=manifest.calibration["gate"],
         problems=(),
         prices=manifest.prices,

@@ -17,6 +17,7 @@ from runtime.progress import Progress, silent
 from .data.examples import Example
 from .on_device import measure_on_device
 from .parity import measure_graph
+from .price.judged import Judged
 from .price.target import price_target
 from .report_of_targets import report_targets
 from .tolerances import GRAPH_FP32, GRAPH_ROUNDED
@@ -78,8 +79,9 @@ def verify_artifact(
     if on_device:
         measured = measured.with_device(target, *measure_on_device(artifact, target, progress))
     if held_out is not None and manifest.calibration and runs_here:
-        measured = measured.with_price(target, price_target(artifact, target, held_out, progress))
-        measured = report_targets(artifact, measured, held_out)
+        judged = Judged.load(artifact, held_out)
+        measured = measured.with_price(target, price_target(artifact, target, judged, progress))
+        measured = report_targets(artifact, measured, judged)
     if measured != manifest:
         measured.write(folder)
     return measured

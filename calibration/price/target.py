@@ -1,33 +1,27 @@
 """What a target of a quantised artifact loses, through its own engine, on the held-out samples."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
 
 from runtime.artifact.folder import Artifact
-from runtime.config import KimiVLConfig
 from runtime.engine.opening import open_engine
 from runtime.engine.protocol import Engine
-from runtime.errors import InputError
 from runtime.progress import Progress, silent
-from runtime.prompt.encoder import PromptEncoder
 
-from ..data.examples import Example
-from ..data.samples import Sample, content_hash, encode
-from ..data.turns import encode_turns, turns_of
+from ..data.samples import Sample
 from .distance import Distance, Reference
 from .figures import by_turn, price
+from .judged import Judged
 
 STAGE = "price"
-REFERENCE_PATH = "calibration/reference.safetensors"
 TURN_FIGURES = ("kl_mean", "top1", "exact_match")
 """Kept of each turn, beside what the calibration keeps of fp32."""
 
 
 def price_target(
-    artifact: Artifact, target: str, held_out: Sequence[Example], progress: Progress = silent
+    artifact: Artifact, target: str, judged: Judged, progress: Progress = silent
 ) -> dict[str, float]:
     """Run the held-out samples through a target, teacher-forced, then turns of conversations.
 
@@ -37,29 +31,18 @@ def price_target(
     Args:
         artifact: opened, hence checked.
         target: which of its targets.
-        held_out: the same conversations that judged the recipe.
+        judged: the conversations that judged the recipe.
         progress: told in samples.
 
     Returns:
         `kl_mean`, `kl_p99`, `top1`, `positions`, and `exact_match` with `exact_match_reference`;
         of turn N of conversations `turn_N_kl_mean`, `turn_N_top1`, `turn_N_exact_match`.
-
-    Raises:
-        InputError: these are not the conversations that judged the recipe.
     """
-    data = artifact.manifest.calibration["data"]
-    if content_hash(held_out) != data["held_out"]:
-        raise InputError("the held-out set is not the one that judged this recipe")
-    config = KimiVLConfig.load(artifact.model_folder / "config.json")
-    prompts = PromptEncoder.load(artifact.model_folder, config)
-    samples = [encode(one, prompts, data["max_tokens"]) for one in held_out]
-    judged_turns = turns_of(held_out) if data.get("turns") else []
-    turns = encode_turns(judged_turns, prompts, data["max_tokens"])
-    references = _references(artifact, [*samples, *turns])
-    measure = _Measure(open_engine(artifact, target), progress, len(samples) + len(turns))
-    found = price(*measure.all(samples, references[: len(samples)]))
+    count, references = len(judged.samples), judged.references
+    measure = _Measure(open_engine(artifact, target), progress, len(references))
+    found = price(*measure.all(judged.samples, references[:count]))
     found.pop("samples")
-    found |= _turn_figures(measure, turns, references[len(samples) :])
+    found |= _turn_figures(measure, judged.turns, references[count:])
     return {name: float(value) for name, value in found.items()}
 
 
@@ -104,12 +87,6 @@ def _turn_figures(
         for name in TURN_FIGURES
         if name in one and one["turn"] not in too_long
     }
-
-
-def _references(artifact: Artifact, samples: Sequence[Sample]) -> list[Reference]:
-    whole = Reference.load(artifact.folder / REFERENCE_PATH)
-    ends = np.cumsum([0, *(len(sample.judged) for sample in samples)])
-    return [whole.part(start, end) for start, end in pairwise(ends)]
 
 
 def _judged_logits(engine: Engine, sample: Sample) -> np.ndarray:
