@@ -79,12 +79,23 @@ def verify_artifact(
     if on_device:
         measured = measured.with_device(target, *measure_on_device(artifact, target, progress))
     if held_out is not None and manifest.calibration and runs_here:
-        judged = Judged.load(artifact, held_out)
-        measured = measured.with_price(target, price_target(artifact, target, judged, progress))
-        measured = report_targets(artifact, measured, judged)
+        measured = _with_price(artifact, measured, target, held_out, progress)
     if measured != manifest:
         measured.write(folder)
     return measured
+
+
+def _with_price(
+    artifact: Artifact,
+    measured: Manifest,
+    target: str,
+    held_out: Sequence[Example],
+    progress: Progress,
+) -> Manifest:
+    """Add what a target loses, to the report as well."""
+    judged = Judged.load(artifact, held_out)
+    priced = measured.with_price(target, price_target(artifact, target, judged, progress))
+    return report_targets(artifact, priced, judged)
 
 
 def tolerance(manifest: Manifest, target: str) -> float:
