@@ -1,0 +1,178 @@
+"""What all requests of a server share: the session, its scheduler, limits, the count of who is in.
+
+Turns bodies into scheduled requests. Knows no sockets and no answers.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, TypeVar
+
+from ..errors import CapacityError
+from ..generation.request import Request
+from ..prompt.messages import Image, Message, Text, drop_thinking, parse_messages
+from ..scheduling.errors import ClosedError, QueueFullError
+from ..scheduling.handle import Handle, Listener
+from ..scheduling.options import Deadlines
+from ..scheduling.scheduler import Scheduler
+from ..session import Session
+from .api_errors import ApiError
+from .chat_request import ChatRequest
+from .constraints import Grammars
+from .options import ServerOptions
+from .remote_images import RemoteImages
+
+_NUM_PREPARING = 2
+"""Threads that read bodies, open images and encode text; images are opened one at a time anyway."""
+_NUM_GRAMMARS = 32
+_FAILURES_UNTIL_UNREADY = 3
+_POLL_S = 0.02
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request that only waits to be submitted, and how its answer is wanted."""
+
+    chat: ChatRequest
+    request: Request
+
+
+class Service:
+    """One served artifact."""
+
+    def __init__(self, session: Session, scheduler: Scheduler, options: ServerOptions) -> None:
+        """Get ready; the scheduler is the session's, and outlives the service."""
+        self.session, self.options = session, options
+        self.scheduler = scheduler
+        self._grammars = Grammars(session.tokenizer, session.stop_ids, num_kept=_NUM_GRAMMARS)
+        self._images = RemoteImages(options.image_hosts, max_bytes=options.max_body_bytes)
+        self._threads = ThreadPoolExecutor(_NUM_PREPARING, "kimivl-prepare")
+        self._max_inside = session.engine.limits.max_slots + options.max_queued
+        self._max_text = session.engine.limits.max_input_tokens * _longest_token(session)
+        self._deadlines = Deadlines(
+            queue_s=options.queue_timeout_s, total_s=options.request_timeout_s
+        )
+        self.num_inside = 0
+        """Requests from their first byte to the last one of their answer."""
+        self.is_draining = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken, and the engine answers."""
+        failures = self.scheduler.stats().failures_in_a_row
+        return not self.is_draining and failures < _FAILURES_UNTIL_UNREADY
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Count a request in, before its body is read.
+
+        Raises:
+            QueueFullError: as many as fit are inside.
+            ClosedError: the server is shutting down.
+        """
+        if self.is_draining:
+            raise ClosedError("no new requests are taken: the server is shutting down")
+        if self.num_inside >= self._max_inside:
+            raise QueueFullError(
+                f"{self.num_inside} requests are inside, which is the most; try again in 1 s",
+                retry_after_s=1.0,
+            )
+        self.num_inside += 1
+        try:
+            yield
+        finally:
+            self.num_inside -= 1
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse what is not served here.
+
+        Raises:
+            ApiError: it is not.
+        """
+        known = self.options.model_names
+        if name is not None and name not in known:
+            raise ApiError(
+                404,
+                f"the model {name[:100]!r} is not served here; use {' or '.join(known)}",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def prepare(self, body: bytes) -> Prepared:
+        """Turn a body into a request.
+
+        Raises:
+            KimiVLError: it is not one that can be answered.
+        """
+        chat = await self._in_thread(lambda: ChatRequest.from_body(body))
+        self.check_model(chat.model)
+        messages = await self._images.fetch_all(chat.messages)
+        request = await self._in_thread(lambda: self._make_request(chat, messages))
+        return Prepared(chat=chat, request=request)
+
+    async def submit(self, prepared: Prepared, listener: Listener) -> Handle:
+        """Queue a request.
+
+        Raises:
+            KimiVLError: it does not fit, or too many are waiting.
+        """
+        return await self._in_thread(
+            lambda: self.scheduler.submit(
+                prepared.request, deadlines=self._deadlines, listener=listener
+            )
+        )
+
+    async def drain(self) -> None:
+        """Take nothing new; return when all that is inside has ended, or its time is over."""
+        self.is_draining = True
+        end = monotonic() + self.options.drain_timeout_s
+        while self.num_inside and monotonic() < end:
+            await asyncio.sleep(_POLL_S)
+
+    async def _in_thread(self, work: Callable[[], _Value]) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _make_request(self, chat: ChatRequest, messages: Sequence[Any]) -> Request:
+        parsed = drop_thinking(parse_messages(messages, allow_paths=False))
+        self._check_sizes(parsed)
+        grammar = self._grammars.compile(chat.constraint) if chat.constraint else None
+        prompt = self.session.encoder.encode(parsed)
+        default = self.session.request(prompt)
+        limits = replace(default.limits, **chat.limits)
+        return self.session.request(
+            prompt,
+            replace(default.sampling, **chat.sampling),
+            replace(limits, max_new_tokens=self._max_new(chat, limits.max_new_tokens)),
+            grammar=grammar,
+        )
+
+    def _check_sizes(self, messages: Sequence[Message]) -> None:
+        parts = [part for message in messages for part in message.parts]
+        num_images = sum(isinstance(part, Image) for part in parts)
+        if num_images > self.options.max_images:
+            raise CapacityError(
+                f"{num_images} images are over the server's limit of {self.options.max_images}"
+            )
+        size = sum(len(part.text) for part in parts if isinstance(part, Text))
+        if size > self._max_text:
+            raise CapacityError(
+                f"{size:,} characters of text are more than any {self._max_text:,} that fit"
+            )
+
+    def _max_new(self, chat: ChatRequest, wanted: int | None) -> int | None:
+        most = self.options.max_new_tokens
+        if most is not None and chat.limits.get("max_new_tokens", 0) > most:
+            raise CapacityError(
+                f"max_tokens {chat.limits['max_new_tokens']} is over the server's limit of {most}"
+            )
+        return wanted if most is None else min(wanted or most, most)
+
+
+def _longest_token(session: Session) -> int:
+    """Count the characters that one token can stand for at most."""
+    tokenizer = session.tokenizer
+    return max(len(tokenizer.decode_bytes([one])) for one in range(tokenizer.vocab_size))
