@@ -14,7 +14,7 @@ from .api_errors import ApiError
 from .exchange import ChatEndpoint
 from .gateway import Doorkeeper, Noting, error_response
 from .keys import ApiKeys
-from .metrics import Metrics
+from .metrics import TEXT_FORMAT, Metrics
 from .models import ModelsEndpoints
 from .openapi import openapi_document
 from .page import PageEndpoint
@@ -22,7 +22,6 @@ from .service import Service
 
 CHAT_PATH = "/v1/chat/completions"
 _OPEN_PATHS = ("/", "/health/live", "/health/ready")
-_METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
 def make_app(service: Service, metrics: Metrics, keys: ApiKeys | None) -> ASGIApp:
@@ -40,7 +39,7 @@ def make_app(service: Service, metrics: Metrics, keys: ApiKeys | None) -> ASGIAp
         return JSONResponse({"status": reason}, status_code=503)
 
     async def show_metrics(request: Request) -> Response:
-        return Response(metrics.text(), media_type=_METRICS_TYPE)
+        return Response(metrics.text(), media_type=TEXT_FORMAT)
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(document)

@@ -4,13 +4,15 @@ Counts of the scheduler are read from its snapshot when somebody asks; single me
 into histograms as they come, in the scheduler's thread.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..scheduling.statistics import Measure, Stats
+
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -126,9 +128,8 @@ def _gauge(name: str, about: str, value: float) -> Metric:
     return GaugeMetricFamily(name, about, value=value)
 
 
-def _labelled(name: str, about: str, label: str, counts: dict[str, int] | object) -> Metric:
+def _labelled(name: str, about: str, label: str, counts: Mapping[str, int]) -> Metric:
     family = CounterMetricFamily(name, about, labels=[label])
-    assert isinstance(counts, dict)
     for key, count in counts.items():
         family.add_metric([key], count)
     return family

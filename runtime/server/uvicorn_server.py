@@ -7,7 +7,8 @@ requests are told 503, and running ones get their time. uvicorn alone would clos
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -30,7 +31,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
         """Prepare to serve; `announce` is called when connections are taken."""
         super().__init__(config)
-        self._service, self._announce = service, announce
+        self.service, self._announce = service, announce
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain: asyncio.Task[None] | None = None
         self.ended_by: signal.Signals | None = None
@@ -53,8 +54,8 @@ class DrainingServer(uvicorn.Server):
         self._drain = asyncio.create_task(self._end_gently())
 
     async def _end_gently(self) -> None:
-        await self._service.drain()
-        await asyncio.to_thread(self._service.scheduler.close)
+        await self.service.drain()
+        await asyncio.to_thread(self.service.scheduler.close)
         self.should_exit = True
 
 
@@ -66,6 +67,16 @@ def run(
     announce: Callable[[str], None],
 ) -> signal.Signals | None:
     """Serve a session on a bound socket until a signal, and return that."""
+    with scheduled_server(session, options, keys, lambda: announce(url_of(listener))) as server:
+        server.run(sockets=[listener])
+    return server.ended_by
+
+
+@contextmanager
+def scheduled_server(
+    session: Session, options: ServerOptions, keys: ApiKeys | None, announce: Callable[[], None]
+) -> Iterator[DrainingServer]:
+    """Join session, scheduler, application and server; the end of the block ends the scheduler."""
     metrics = Metrics()
     scheduling = SchedulerOptions(
         max_queued=options.max_queued, image_cache_bytes=options.image_cache_bytes
@@ -83,12 +94,10 @@ def run(
             lifespan="off",
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )
-        address = _written(listener)
-        server = DrainingServer(config, service, lambda: announce(address))
-        server.run(sockets=[listener])
-    return server.ended_by
+        yield DrainingServer(config, service, announce)
 
 
-def _written(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
+    """Write where a bound socket is."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
