@@ -21,7 +21,7 @@ class EventBuffer:
                 without end, for a reader that waits for nothing.
         """
         self._loop = asyncio.get_running_loop()
-        self._max_pieces = max_pieces
+        self.max_pieces = max_pieces
         self._events: deque[Event] = deque()
         self._is_there = asyncio.Event()
         self.on_overrun: Callable[[], None] = lambda: None
@@ -45,7 +45,7 @@ class EventBuffer:
         return event
 
     def _put(self, event: Event) -> None:
-        is_full = self._max_pieces is not None and len(self._events) >= self._max_pieces
+        is_full = self.max_pieces is not None and len(self._events) >= self.max_pieces
         if not isinstance(event, End):
             if self.is_overrun:
                 return

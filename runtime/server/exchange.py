@@ -73,6 +73,8 @@ class ChatEndpoint:
                 handle.cancel()
                 watcher.cancel()
                 exchange.note(scope)
+                if handle.end is not None and handle.end.result is not None:
+                    service.note_timings(handle.end.result.timings)
 
 
 class _Exchange:
@@ -189,7 +191,7 @@ class _Exchange:
         if self._buffer.is_overrun:
             return ApiError(
                 408,
-                f"the client left more than {MAX_WAITING_PIECES} pieces of the answer unread",
+                f"the client left {self._buffer.max_pieces} pieces of the answer unread",
                 code="slow_reader",
             )
         if end.error is not None:

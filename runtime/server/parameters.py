@@ -46,7 +46,6 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
 
-
 def _count(about: str) -> Parameter:
     return Parameter(types=("integer",), least=1, about=about)
 

@@ -5,6 +5,7 @@ Turns bodies into scheduled requests. Knows no sockets and no answers.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from ..errors import CapacityError
-from ..generation.request import Request
+from ..generation.request import Request, Timings
 from ..prompt.messages import Image, Message, Text, drop_thinking, parse_messages
 from ..scheduling.errors import ClosedError, QueueFullError
 from ..scheduling.handle import Handle, Listener
@@ -30,6 +31,8 @@ _NUM_PREPARING = 2
 _NUM_GRAMMARS = 32
 _FAILURES_UNTIL_UNREADY = 3
 _POLL_S = 0.02
+_LEAST_RETRY_S = 1.0
+_SHARE_OF_LATEST = 0.2
 _Value = TypeVar("_Value")
 
 
@@ -51,7 +54,9 @@ class Service:
         self._grammars = Grammars(session.tokenizer, session.stop_ids, num_kept=_NUM_GRAMMARS)
         self._images = RemoteImages(options.image_hosts, max_bytes=options.max_body_bytes)
         self._threads = ThreadPoolExecutor(_NUM_PREPARING, "kimivl-prepare")
-        self._max_inside = session.engine.limits.max_slots + options.max_queued
+        self._num_slots = session.engine.limits.max_slots
+        self._max_inside = self._num_slots + options.max_queued
+        self._mean_held_s = 0.0
         self._max_text = session.engine.limits.max_input_tokens * _longest_token(session)
         self._deadlines = Deadlines(
             queue_s=options.queue_timeout_s, total_s=options.request_timeout_s
@@ -77,9 +82,12 @@ class Service:
         if self.is_draining:
             raise ClosedError("no new requests are taken: the server is shutting down")
         if self.num_inside >= self._max_inside:
+            # A slot gets free on average this often.
+            retry_after_s = max(_LEAST_RETRY_S, self._mean_held_s / self._num_slots)
             raise QueueFullError(
-                f"{self.num_inside} requests are inside, which is the most; try again in 1 s",
-                retry_after_s=1.0,
+                f"{self.num_inside} requests are running and waiting, which is the most; "
+                f"try again in {math.ceil(retry_after_s)} s",
+                retry_after_s=retry_after_s,
             )
         self.num_inside += 1
         try:
@@ -120,11 +128,20 @@ class Service:
         Raises:
             KimiVLError: it does not fit, or too many are waiting.
         """
-        return await self._in_thread(
-            lambda: self.scheduler.submit(
-                prepared.request, deadlines=self._deadlines, listener=listener
+        try:
+            return await self._in_thread(
+                lambda: self.scheduler.submit(
+                    prepared.request, deadlines=self._deadlines, listener=listener
+                )
             )
-        )
+        except CapacityError as error:
+            raise _too_long(str(error)) from error
+
+    def note_timings(self, timings: Timings) -> None:
+        """Learn how long requests hold their slots lately."""
+        held_s = timings.time_to_first_token_s + timings.decode_s
+        share = _SHARE_OF_LATEST if self._mean_held_s else 1.0
+        self._mean_held_s += share * (held_s - self._mean_held_s)
 
     async def drain(self) -> None:
         """Take nothing new; return when all that is inside has ended, or its time is over."""
@@ -159,8 +176,8 @@ class Service:
             )
         size = sum(len(part.text) for part in parts if isinstance(part, Text))
         if size > self._max_text:
-            raise CapacityError(
-                f"{size:,} characters of text are more than any {self._max_text:,} that fit"
+            raise _too_long(
+                f"{size:,} characters of text cannot fit; no more than {self._max_text:,} ever do"
             )
 
     def _max_new(self, chat: ChatRequest, wanted: int | None) -> int | None:
@@ -170,6 +187,11 @@ class Service:
                 f"max_tokens {chat.limits['max_new_tokens']} is over the server's limit of {most}"
             )
         return wanted if most is None else min(wanted or most, most)
+
+
+def _too_long(message: str) -> ApiError:
+    # The code that clients look for, to shorten the conversation.
+    return ApiError(400, message, code="context_length_exceeded", param="messages")
 
 
 def _longest_token(session: Session) -> int:

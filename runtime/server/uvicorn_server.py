@@ -28,7 +28,9 @@ _LAST_WORDS_S = 3
 class DrainingServer(uvicorn.Server):
     """A server that is told its service, to drain it."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, announce: Callable[[], None]
+    ) -> None:
         """Prepare to serve; `announce` is called when connections are taken."""
         super().__init__(config)
         self.service, self._announce = service, announce
@@ -78,8 +80,11 @@ def scheduled_server(
 ) -> Iterator[DrainingServer]:
     """Join session, scheduler, application and server; the end of the block ends the scheduler."""
     metrics = Metrics()
+    # The service counts who is inside. The scheduler's bound is never reached: it would also count
+    # those that arrive together while slots are free.
     scheduling = SchedulerOptions(
-        max_queued=options.max_queued, image_cache_bytes=options.image_cache_bytes
+        max_queued=options.max_queued + session.engine.limits.max_slots,
+        image_cache_bytes=options.image_cache_bytes,
     )
     with session.scheduling(scheduling, observe=metrics.observe) as scheduler:
         metrics.watch(scheduler.stats)

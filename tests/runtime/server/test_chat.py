@@ -217,9 +217,7 @@ def test_logprobs_are_those_of_the_answer_and_best_first(
     assert in_pieces == [token.token for token in tokens]
 
 
-def test_a_stop_string_ends_the_answer_before_it(
-    served: Served, alone: dict[str, str]
-) -> None:
+def test_a_stop_string_ends_the_answer_before_it(served: Served, alone: dict[str, str]) -> None:
     last = alone["answer"][-1]
     done = served.client().chat.completions.create(model="nano", messages=SUM, stop=[last])
     content = done.choices[0].message.content
@@ -298,9 +296,7 @@ def test_the_asynchronous_client_streams_too(served: Served, alone: dict[str, st
             base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
         )
         async with client:
-            stream = await client.chat.completions.create(
-                model="nano", messages=SUM, stream=True
-            )
+            stream = await client.chat.completions.create(model="nano", messages=SUM, stream=True)
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     assert asyncio.run(ask()) == alone["answer"]
