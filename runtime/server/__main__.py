@@ -39,6 +39,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KimiVLError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:  # while the artifact is opened
+        return _INTERRUPTED
     return _INTERRUPTED if ended_by is signal.SIGINT else _TERMINATED
 
 

@@ -64,6 +64,8 @@ class Service:
         self.num_inside = 0
         """Requests from their first byte to the last one of their answer."""
         self.is_draining = False
+        self.is_hurried = False
+        """Whether draining is to end at once; may be set in a signal handler."""
 
     @property
     def is_ready(self) -> bool:
@@ -147,7 +149,7 @@ class Service:
         """Take nothing new; return when all that is inside has ended, or its time is over."""
         self.is_draining = True
         end = monotonic() + self.options.drain_timeout_s
-        while self.num_inside and monotonic() < end:
+        while self.num_inside and monotonic() < end and not self.is_hurried:
             await asyncio.sleep(_POLL_S)
 
     async def _in_thread(self, work: Callable[[], _Value]) -> _Value:

@@ -45,12 +45,14 @@ class DrainingServer(uvicorn.Server):
         self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal; let uvicorn end at once at the second."""
-        if self.ended_by is None and self._loop is not None:
+        """Drain at the first signal, hurry at the second; leave further ones to uvicorn."""
+        if self._loop is None or self.service.is_hurried:
+            super().handle_exit(sig, frame)
+        elif self.ended_by is None:
             self.ended_by = signal.Signals(sig)
             self._loop.call_soon_threadsafe(self._begin_to_drain)
         else:
-            super().handle_exit(sig, frame)
+            self.service.is_hurried = True
 
     def _begin_to_drain(self) -> None:
         self._drain = asyncio.create_task(self._end_gently())
