@@ -39,6 +39,9 @@ class ServeFlags:
         int | None, _flag("max_new_tokens", no_default="all that fit a slot")
     ] = None
     max_queued: Annotated[int, _flag("max_queued")] = 64
+    chunk_beside_decoding: Annotated[
+        int | None, _flag("chunk_beside_decoding", no_default="the artifact's prefill chunk")
+    ] = None
     queue_timeout_s: Annotated[
         float | None, _flag("queue_timeout_s", no_default="as long as the request may take")
     ] = None

@@ -18,8 +18,6 @@ from .parameters import EFFORTS, MAX_STOPS, find_problems
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_MESSAGE_ROLES = {"developer": "system"}
-"""Roles that newer clients use for ours."""
 _STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
 """The second pads chunks against readers of encrypted traffic; nothing is padded here."""
 
@@ -104,9 +102,12 @@ def _find_contradictions(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
         problems.append(("top_logprobs", "needs logprobs: true"))
     if fields.get("stream_options") is not None and not fields.get("stream"):
         problems.append(("stream_options", "needs stream: true"))
-    unknown = set(fields.get("stream_options") or {}) - _STREAM_OPTIONS
+    options = fields.get("stream_options") or {}
+    unknown = set(options) - _STREAM_OPTIONS
     if unknown:
-        problems.append(("stream_options", f"unknown: {', '.join(sorted(unknown))}"))
+        problems.append(("stream_options", f"unknown: {', '.join(sorted(unknown))[:60]}"))
+    if not isinstance(options.get("include_usage", False), bool | None):
+        problems.append(("stream_options", "include_usage: expected boolean"))
     stop = fields.get("stop") or []
     stops = [stop] if isinstance(stop, str) else stop
     if not all(isinstance(one, str) and one for one in stops) or len(stops) > MAX_STOPS:
@@ -150,6 +151,6 @@ def _read_limits(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_known_role(message: object) -> object:
-    if isinstance(message, dict) and message.get("role") in ("developer",):
-        return {**message, "role": _MESSAGE_ROLES[message["role"]]}
+    if isinstance(message, dict) and message.get("role") == "developer":
+        return {**message, "role": "system"}  # OpenAI's newer name for it
     return message

@@ -54,14 +54,15 @@ class ChatEndpoint:
         """
         service = self._service
         with service.inside():
-            body = await read_json_body(
-                HttpRequest(scope, receive), max_bytes=service.options.max_body_bytes
+            prepared = await service.prepare(
+                await read_json_body(
+                    HttpRequest(scope, receive), max_bytes=service.options.max_body_bytes
+                )
             )
-            prepared = await service.prepare(body)
             is_stream = prepared.chat.is_stream
             buffer = EventBuffer(max_pieces=self._max_waiting if is_stream else None)
+            buffer.on_overrun = prepared.request.cancel
             handle = await service.submit(prepared, buffer.listen)
-            buffer.on_overrun = handle.cancel
             exchange = _Exchange(service, prepared, handle, buffer)
             watcher = asyncio.create_task(exchange.watch(receive))
             try:

@@ -56,6 +56,11 @@ FLAGS: Mapping[str, Flag] = {
     "max_queued": Flag(
         name="--max-queued", type=int, help="Requests that may wait for a slot; more get 429."
     ),
+    "chunk_beside_decoding": Flag(
+        name="--chunk-beside-decoding",
+        type=int,
+        help="Most tokens of a prompt that running answers wait for between two tokens.",
+    ),
     "queue_timeout_s": Flag(
         name="--queue-timeout", type=float, metavar="S", help="Seconds that they may wait."
     ),

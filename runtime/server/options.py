@@ -36,6 +36,9 @@ class ServerOptions:
     """Requests that wait for a slot."""
     queue_timeout_s: float | None = None
     """How long they may; None is as long as the next."""
+    chunk_beside_decoding: int | None = None
+    """Most tokens of a prompt that running answers wait for between two tokens; None is the
+    engine's own chunk."""
     request_timeout_s: float | None = 600.0
     """From its submission to its last token."""
     drain_timeout_s: float = 30.0

@@ -11,7 +11,7 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -29,11 +29,17 @@ _SHOWN = 200
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+# They carry an address of version 4, which may be an inner one: NAT64 (RFC 6052, 8215), 6to4.
+_CARRIERS = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
+
+
 def is_public(address: Address) -> bool:
     """Tell whether an address belongs to a machine of the internet, not of some inner network."""
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    real = mapped or address
-    return real.is_global and not real.is_multicast
+    if isinstance(address, ipaddress.IPv6Address):
+        if any(address in network for network in _CARRIERS):
+            return False
+        address = address.ipv4_mapped or address
+    return address.is_global and not address.is_multicast
 
 
 class _Place(NamedTuple):
@@ -52,6 +58,7 @@ class RemoteImages:
         hosts: Sequence[str],
         *,
         max_bytes: int,
+        max_images: int,
         timeout_s: float = _TIMEOUT_S,
         may_connect: Callable[[Address], bool] = is_public,
     ) -> None:
@@ -60,11 +67,13 @@ class RemoteImages:
         Args:
             hosts: names, or name:port for another port than the scheme's.
             max_bytes: largest image file.
+            max_images: most addresses of one request.
             timeout_s: until an image is here.
             may_connect: which addresses a host may have.
         """
         self._hosts = frozenset(host.lower() for host in hosts)
         self._max_bytes = min(max_bytes, MAX_FILE_BYTES)
+        self._max_images = max_images
         self._timeout_s = timeout_s
         self._may_connect = may_connect
 
@@ -76,25 +85,24 @@ class RemoteImages:
 
         Raises:
             InputError: an image's host is not listed, or it cannot be fetched.
-            CapacityError: an image is too large.
+            CapacityError: an image is too large, or there are too many.
         """
-        if not self._hosts:
-            return list(messages)  # refused by whoever reads them
+        parts = [part for message in messages for part in _parts_of(message)]
+        urls = list(dict.fromkeys(url for part in parts if (url := _url_of(part)) is not None))
+        if not self._hosts or not urls:
+            return list(messages)  # addresses are refused by whoever reads the messages
+        if len(urls) > self._max_images:
+            raise CapacityError(
+                f"{len(urls)} images are over the server's limit of {self._max_images}"
+            )
         limit = asyncio.Semaphore(_AT_ONCE)
 
-        async def fetched(part: Any) -> Any:  # noqa: ANN401  any JSON value
-            url = _url_of(part)
-            if url is None:
-                return part
+        async def fetch(url: str) -> bytes:
             async with limit:
-                return {"type": "image", "image": await asyncio.to_thread(self.fetch, url)}
+                return await asyncio.to_thread(self.fetch, url)
 
-        return [
-            {**message, "content": [await fetched(part) for part in message["content"]]}
-            if isinstance(message, dict) and isinstance(message.get("content"), list)
-            else message
-            for message in messages
-        ]
+        files = dict(zip(urls, await asyncio.gather(*map(fetch, urls)), strict=True))
+        return [_with_files(message, files) for message in messages]
 
     def fetch(self, url: str) -> bytes:
         """Fetch one file.
@@ -156,6 +164,22 @@ class RemoteImages:
             if monotonic() > end:
                 raise InputError(f"{name}: the image did not come within {self._timeout_s:g} s")
         return bytes(data)
+
+
+def _parts_of(message: object) -> list[Any]:
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, list) else []
+
+
+def _with_files(message: Any, files: Mapping[str, bytes]) -> Any:  # noqa: ANN401  any JSON value
+    parts = _parts_of(message)
+    if not parts:
+        return message
+    put = [
+        part if (url := _url_of(part)) is None else {"type": "image", "image": files[url]}
+        for part in parts
+    ]
+    return {**message, "content": put}
 
 
 def _url_of(part: object) -> str | None:

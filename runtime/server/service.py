@@ -26,7 +26,7 @@ from .constraints import Grammars
 from .options import ServerOptions
 from .remote_images import RemoteImages
 
-_NUM_PREPARING = 2
+_NUM_PREPARING = 4
 """Threads that read bodies, open images and encode text; images are opened one at a time anyway."""
 _NUM_GRAMMARS = 32
 _FAILURES_UNTIL_UNREADY = 3
@@ -38,7 +38,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A request that only waits to be submitted, and how its answer is wanted."""
+    """A request that only waits to be submitted, and how its answer is wanted, without messages."""
 
     chat: ChatRequest
     request: Request
@@ -52,7 +52,9 @@ class Service:
         self.session, self.options = session, options
         self.scheduler = scheduler
         self._grammars = Grammars(session.tokenizer, session.stop_ids, num_kept=_NUM_GRAMMARS)
-        self._images = RemoteImages(options.image_hosts, max_bytes=options.max_body_bytes)
+        self._images = RemoteImages(
+            options.image_hosts, max_bytes=options.max_body_bytes, max_images=options.max_images
+        )
         self._threads = ThreadPoolExecutor(_NUM_PREPARING, "kimivl-prepare")
         self._num_slots = session.engine.limits.max_slots
         self._max_inside = self._num_slots + options.max_queued
@@ -122,7 +124,8 @@ class Service:
         self.check_model(chat.model)
         messages = await self._images.fetch_all(chat.messages)
         request = await self._in_thread(lambda: self._make_request(chat, messages))
-        return Prepared(chat=chat, request=request)
+        # Its pictures are in the request, in another form; the text of them can be large.
+        return Prepared(chat=replace(chat, messages=[]), request=request)
 
     async def submit(self, prepared: Prepared, listener: Listener) -> Handle:
         """Queue a request.

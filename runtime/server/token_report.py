@@ -1,7 +1,8 @@
 """Log probabilities of the answer's tokens, in the form of OpenAI's API.
 
 The tokens of the thinking and of its markers are left out, as is the one that ends the answer: what
-is reported, joined, is the answer (with the stop string that ended it, if one did).
+is reported, joined, is the answer (with the stop string that ended it, if one did). A token that
+closes the thinking and begins the answer counts as thinking.
 """
 
 from collections.abc import Iterable
@@ -42,8 +43,10 @@ class TokenReport:
     def _place(self, choice: Choice) -> list[Choice]:
         """Return the tokens that this one shows to be the answer's."""
         was_thinking = self._splitter.channel == "thinking"
+        text = ""
         if choice.token_id < self._tokenizer.vocab_size:
-            self._splitter.push(self._stream.push(choice.token_id))
+            text = self._stream.push(choice.token_id)
+            self._splitter.push(text)
         if was_thinking:
             return []
         if not self._is_leading:
@@ -52,7 +55,7 @@ class TokenReport:
         if self._splitter.channel == "thinking":
             self._is_leading, self._waiting = False, []
             return []
-        if self._splitter.is_holding:
+        if self._splitter.is_holding or not text:  # a marker, or a character, is just forming
             return []
         self._is_leading = False
         waiting, self._waiting = self._waiting, []

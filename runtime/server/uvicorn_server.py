@@ -21,6 +21,8 @@ from .metrics import Metrics
 from .options import ServerOptions
 from .service import Service
 
+_KEEP_ALIVE_S = 65
+"""Longer than proxies keep idle connections by default, so that they end them, not we."""
 _LAST_WORDS_S = 3
 """For what is still being sent when the engine has stopped."""
 
@@ -86,6 +88,7 @@ def scheduled_server(
     # those that arrive together while slots are free.
     scheduling = SchedulerOptions(
         max_queued=options.max_queued + session.engine.limits.max_slots,
+        chunk_beside_decoding=options.chunk_beside_decoding,
         image_cache_bytes=options.image_cache_bytes,
     )
     with session.scheduling(scheduling, observe=metrics.observe) as scheduler:
@@ -98,6 +101,7 @@ def scheduled_server(
             server_header=False,
             proxy_headers=False,
             ws="none",
+            timeout_keep_alive=_KEEP_ALIVE_S,
             lifespan="off",
             timeout_graceful_shutdown=_LAST_WORDS_S,
         )

@@ -16,8 +16,8 @@ from runtime import Session
 from runtime.scheduling.statistics import Stats
 from runtime.server.keys import ApiKeys
 from runtime.server.options import ServerOptions
-from runtime.server.serving import bind
 from runtime.server.service import Service
+from runtime.server.serving import bind
 from runtime.server.uvicorn_server import DrainingServer, scheduled_server, url_of
 
 PATIENCE_S = 60.0
@@ -41,8 +41,9 @@ class Served:
             base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
         )
 
-    def post(self, body: object, **words: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{CHAT}", json=body, timeout=PATIENCE_S, **words)
+    def post(self, body: object, headers: dict[str, Any] | None = None) -> httpx.Response:
+        url = f"{self.url}{CHAT}"
+        return httpx.post(url, json=body, headers=headers, timeout=PATIENCE_S)
 
     def wait_until_idle(self) -> Stats:
         """Wait until nothing is inside; then every slot has to be free."""
@@ -54,9 +55,12 @@ class Served:
 
 
 @contextmanager
-def serving(session: Session, *, keys: ApiKeys | None = None, **options: Any) -> Iterator[Served]:
+def serving(
+    session: Session, *, keys: ApiKeys | None = None, **options: object
+) -> Iterator[Served]:
     """Serve a session, whose slots must all be free, on some free port of this machine."""
-    chosen = ServerOptions(**{"model_names": ("nano", "nano-2"), "port": 0, **options})
+    given: dict[str, Any] = {"model_names": ("nano", "nano-2"), "port": 0, **options}
+    chosen = ServerOptions(**given)
     listener = bind(chosen.host, chosen.port)
     is_up = threading.Event()
     with scheduled_server(session, chosen, keys, is_up.set) as server:

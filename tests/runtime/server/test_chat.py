@@ -182,7 +182,7 @@ def test_parse_gives_an_object_of_the_schema(served: Served) -> None:
     ],
 )
 def test_an_answer_follows_what_is_asked(
-    served: Served, field: str, value: Any, wanted: str
+    served: Served, field: str, value: object, wanted: str
 ) -> None:
     answer = served.post({"messages": SUM, field: value, "max_tokens": 60})
     assert answer.status_code == 200, answer.text

@@ -60,7 +60,7 @@ def pace(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
 
 
 @contextlib.contextmanager
-def streaming(served: Served, **fields: Any) -> Iterator[httpx.Response]:
+def streaming(served: Served, **fields: object) -> Iterator[httpx.Response]:
     body = {**ENDLESS, **fields}
     with httpx.stream("POST", f"{served.url}{CHAT}", json=body, timeout=PATIENCE_S) as answer:
         yield answer

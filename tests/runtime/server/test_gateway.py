@@ -110,7 +110,7 @@ def test_an_address_that_others_reach_needs_keys_or_a_word(host: str, tmp_path: 
 
 
 def test_wrong_options_are_named_at_once() -> None:
-    with pytest.raises(InputError, match="3 problems: max_body_bytes.*port.*model_names"):
+    with pytest.raises(InputError, match=r"3 problems: max_body_bytes.*port.*model_names"):
         ServerOptions(port=70_000, model_names=("",), max_body_bytes=0)
 
 
@@ -119,7 +119,7 @@ def test_a_taken_port_is_told_in_one_line() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=f"127.0.0.1:{port}: cannot be served at"):
+        with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port}: cannot be served at"):
             bind("127.0.0.1", port)
 
 

@@ -12,7 +12,10 @@ from runtime import Session
 from tests.runtime.server.served import CHAT, PATIENCE_S, Served, serving, text_message
 
 HELLO = text_message("Add.")
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def post_raw(served: Served, body: bytes, kind: str = "application/json") -> htt
     )
 
 
-def image(url: Any) -> dict[str, Any]:
+def image(url: object) -> dict[str, Any]:
     part = {"type": "image_url", "image_url": {"url": url}}
     return {"messages": [{"role": "user", "content": [part]}]}
 
@@ -65,6 +68,11 @@ def image(url: Any) -> dict[str, Any]:
         ({"stop": ["x"] * 17}, "stop", "at most 16"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
         ({"stream": True, "stream_options": {"usage": 1}}, "stream_options", "unknown: usage"),
+        (
+            {"stream": True, "stream_options": {"include_usage": "yes"}},
+            "stream_options",
+            "include_usage: expected boolean",
+        ),
         ({"reasoning_effort": "huge"}, "reasoning_effort", "expected one of none, minimal"),
         ({"response_format": {"type": "xml"}}, "response_format", "json_object or json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "schema: expected"),
