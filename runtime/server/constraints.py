@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import UnsupportedError
+import numpy as np
+
+from ..errors import InputError, UnsupportedError
 from ..generation.constraint import Grammar
 from ..generation.grammar import GrammarCompiler
 from ..prompt.tokenizer import Tokenizer
@@ -55,7 +57,7 @@ class Grammars:
         Without the library every constraint is refused with what to install.
         """
         self._kept: OrderedDict[GrammarSpec, Grammar] = OrderedDict()
-        self._num_kept = num_kept
+        self._num_kept, self._stop_ids = num_kept, stop_ids
         self._lock = threading.Lock()
         try:
             self._compiler: GrammarCompiler | UnsupportedError = GrammarCompiler(
@@ -69,6 +71,7 @@ class Grammars:
 
         Raises:
             InputError: it cannot be understood, or asks for what is not implemented.
+            ConstraintError: no answer can begin to follow it.
             UnsupportedError: the library is not installed.
         """
         compiler = self._compiler
@@ -79,17 +82,43 @@ class Grammars:
             if known is not None:
                 self._kept.move_to_end(spec)
                 return known
-        if spec.kind == "json":
-            grammar = compiler.from_json_schema(json.loads(spec.text))
-        elif spec.kind == "regex":
-            grammar = compiler.from_regex(spec.text)
-        else:
-            grammar = compiler.from_lark(spec.text)
+        grammar = _compile(compiler, spec)
+        _try_to_begin(grammar, self._stop_ids)
         with self._lock:
             self._kept[spec] = grammar
             while len(self._kept) > self._num_kept:
                 self._kept.popitem(last=False)
         return grammar
+
+
+def _compile(compiler: GrammarCompiler, spec: GrammarSpec) -> Grammar:
+    """Turn words into a grammar."""
+    try:
+        if spec.kind == "json":
+            grammar: Grammar = compiler.from_json_schema(json.loads(spec.text))
+        elif spec.kind == "regex":
+            grammar = compiler.from_regex(spec.text)
+        else:
+            grammar = compiler.from_lark(spec.text)
+    except (ValueError, RecursionError) as error:  # nested too deeply for the library
+        raise InputError(f"the constraint cannot be compiled: {error}") from error
+    return grammar
+
+
+def _try_to_begin(grammar: Grammar, stop_ids: frozenset[int]) -> None:
+    """See how an answer may begin.
+
+    That is where exploding grammars fail, which may take a second: better here than between two
+    steps that all requests wait for.
+
+    Raises:
+        ConstraintError: no answer can.
+    """
+    constraint = grammar.start()
+    for token_id in np.flatnonzero(constraint.allowed(0))[:1].tolist():
+        if token_id not in stop_ids:
+            constraint.accept(token_id)
+            constraint.allowed(0)
 
 
 def _read_format(value: Mapping[str, Any]) -> GrammarSpec | None:
@@ -108,7 +137,10 @@ def _read_format(value: Mapping[str, Any]) -> GrammarSpec | None:
 
 
 def _json_spec(schema: Mapping[str, Any]) -> GrammarSpec:
-    return GrammarSpec(kind="json", text=json.dumps(schema))
+    try:
+        return GrammarSpec(kind="json", text=json.dumps(schema))
+    except RecursionError as error:
+        raise _wrong("response_format", "json_schema.schema: nested too deeply") from error
 
 
 def _read_guide(name: str, value: Any) -> GrammarSpec:  # noqa: ANN401  of the table's type

@@ -62,7 +62,10 @@ FLAGS: Mapping[str, Flag] = {
         help="Most tokens of a prompt that running answers wait for between two tokens.",
     ),
     "queue_timeout_s": Flag(
-        name="--queue-timeout", type=float, metavar="S", help="Seconds that they may wait."
+        name="--queue-timeout",
+        type=float,
+        metavar="S",
+        help="Seconds that a request may wait for a slot.",
     ),
     "request_timeout_s": Flag(
         name="--request-timeout", type=float, metavar="S", help="Seconds until the last token."

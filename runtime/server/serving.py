@@ -36,7 +36,7 @@ def serve(
     open_session: Callable[[], "Session"],
     options: ServerOptions,
     *,
-    announce: Callable[[str], None],
+    announce: Callable[[str], object],
 ) -> signal.Signals | None:
     """Serve until SIGTERM or SIGINT: what runs is finished, a second signal ends it at once.
 

@@ -31,7 +31,7 @@ class DrainingServer(uvicorn.Server):
     """A server that is told its service, to drain it."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, announce: Callable[[], None]
+        self, config: uvicorn.Config, service: Service, announce: Callable[[], object]
     ) -> None:
         """Prepare to serve; `announce` is called when connections are taken."""
         super().__init__(config)
@@ -70,7 +70,7 @@ def run(
     options: ServerOptions,
     keys: ApiKeys | None,
     listener: socket.socket,
-    announce: Callable[[str], None],
+    announce: Callable[[str], object],
 ) -> signal.Signals | None:
     """Serve a session on a bound socket until a signal, and return that."""
     with scheduled_server(session, options, keys, lambda: announce(url_of(listener))) as server:
@@ -80,7 +80,7 @@ def run(
 
 @contextmanager
 def scheduled_server(
-    session: Session, options: ServerOptions, keys: ApiKeys | None, announce: Callable[[], None]
+    session: Session, options: ServerOptions, keys: ApiKeys | None, announce: Callable[[], object]
 ) -> Iterator[DrainingServer]:
     """Join session, scheduler, application and server; the end of the block ends the scheduler."""
     metrics = Metrics()

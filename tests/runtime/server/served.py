@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 
@@ -97,14 +96,11 @@ def wait_until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def text_message(text: str) -> list[dict[str, Any]]:
+def text_message(text: str) -> list[Any]:
+    """A conversation of one message."""
     return [{"role": "user", "content": text}]
 
 
-def picture_message(text: str, *urls: str) -> list[dict[str, Any]]:
+def picture_message(text: str, *urls: str) -> list[Any]:
     pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
-
-
-def with_nan(logits: Any) -> Any:  # noqa: ANN401  an array of any shape
-    return np.full_like(logits, np.nan)

@@ -13,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from runtime import GenerationLimits, Sampling, Session
+from runtime import Session
 from tests.runtime.server.served import (
     CHAT,
     PATIENCE_S,
@@ -42,18 +42,16 @@ def data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def say_alone(
-    session: Session, messages: list[dict[str, Any]], sampling: Sampling | None = None
-) -> dict[str, str]:
+def say_alone(session: Session, messages: list[Any]) -> dict[str, str]:
     """What `run` would say, without a server."""
-    request = session.request(session.encode(messages), sampling, GenerationLimits())
+    request = session.request(session.encode(messages))
     texts = {"thinking": "", "answer": ""}
     for piece in session.stream(request):
         texts[piece.channel] += piece.text
     return texts
 
 
-def example(number: int) -> tuple[list[dict[str, Any]], str]:
+def example(number: int) -> tuple[list[Any], str]:
     """A held-out question with its pictures as data URLs, and its answer."""
     fields = json.loads((EXAMPLES / "questions.jsonl").read_text().splitlines()[number])
     parts = fields["messages"][0]["content"]

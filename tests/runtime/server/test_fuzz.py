@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import hypothesis
@@ -38,7 +39,7 @@ def send_many(served: Served, mode: GenerationMode, num: int) -> Counter[int]:
     """
     document = httpx.get(f"{served.url}/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
-    checks = CHECKS.get_by_names(CHECKED)
+    checks: list[Any] = CHECKS.get_by_names(CHECKED)
     statuses: Counter[int] = Counter()
 
     @hypothesis.settings(
@@ -50,7 +51,7 @@ def send_many(served: Served, mode: GenerationMode, num: int) -> Counter[int]:
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(case=schema[CHAT]["POST"].as_strategy(generation_mode=mode))
-    def send(case: schemathesis.Case) -> None:
+    def send(case: schemathesis.Case[Any]) -> None:
         answer = case.call(base_url=served.url, timeout=PATIENCE_S)
         case.validate_response(answer, checks=checks)
         statuses[answer.status_code] += 1
@@ -81,7 +82,7 @@ def test_a_planted_failure_is_found(served: Served, monkeypatch: pytest.MonkeyPa
 
 def test_the_other_paths_answer_as_their_document_says(served: Served) -> None:
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
-    checks = CHECKS.get_by_names(CHECKED)
+    checks: list[Any] = CHECKS.get_by_names(CHECKED)
     for path in ("/v1/models", "/health/live", "/health/ready", "/metrics"):
         case = schema[path]["GET"].Case()
         case.call_and_validate(checks=checks, timeout=PATIENCE_S)

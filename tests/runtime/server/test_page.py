@@ -2,6 +2,7 @@
 
 import base64
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from runtime import Session
 from runtime.server.keys import ApiKeys
 from runtime.server.page import content_policy
 from tests.runtime.server.browser import BROWSER, NAMES, Page, browsing
-from tests.runtime.server.served import Served, serving, slow_down, wait_until
-from tests.runtime.server.test_chat import EXAMPLES, say_alone, text_message
+from tests.runtime.server.served import Served, serving, slow_down, text_message, wait_until
+from tests.runtime.server.test_chat import EXAMPLES, say_alone
 
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason=f"no browser on PATH: none of {', '.join(NAMES)} is installed"
@@ -126,8 +127,6 @@ def test_a_picture_can_be_taken_back(page: Page) -> None:
 def test_an_answer_can_be_stopped_and_the_slot_is_free(
     page: Page, served: Served, session: Session, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    import time
-
     slow_down(session, monkeypatch, lambda: time.sleep(0.05))
     ask(page, QUESTION)
     page.wait_for("document.querySelector('.answer details > div').textContent.length > 1")

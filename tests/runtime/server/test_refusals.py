@@ -158,6 +158,37 @@ def test_a_prompt_that_does_not_fit_has_the_code_that_clients_look_for(served: S
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 
 
+@pytest.mark.parametrize("depth", [100, 400, 700, 990, 1500, 5000])
+def test_a_schema_of_any_depth_is_taken_or_refused(served: Served, depth: int) -> None:
+    part = '{"type": "object", "properties": {"a": '
+    schema = part * depth + "{}" + "}}" * depth
+    format_ = f'{{"type": "json_schema", "json_schema": {{"schema": {schema}}}}}'
+    body = f'{{"messages": {json.dumps(HELLO)}, "max_tokens": 1, "response_format": {format_}}}'
+    assert post_raw(served, body.encode()[:99_999]).status_code in (200, 400)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guided_regex": "((a{1000}){1000}){1000}"},
+        {"guided_grammar": "start: start start"},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"$ref": "file:///etc/passwd"}},
+            }
+        },
+    ],
+)
+def test_a_constraint_that_no_answer_can_follow_never_reaches_the_engine(
+    served: Served, fields: dict[str, Any]
+) -> None:
+    before = served.stats.submitted
+    assert served.post({"messages": HELLO, **fields}).status_code == 400
+    assert served.stats.submitted == before
+
+
 def test_all_problems_are_named_at_once(served: Served) -> None:
     message = served.post({"messages": HELLO, "n": 3, "top_p": 7, "huh": 1}).json()["error"]
     assert message["message"].startswith("request: 3 problems: n: ")

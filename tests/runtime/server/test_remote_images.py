@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,8 +22,8 @@ PICTURE = (EXAMPLES / "0001a.png").read_bytes()
 class Handler(BaseHTTPRequestHandler):
     """A host with a picture, a redirect, something endless and something slow."""
 
-    seen: list[tuple[str, str]]
-    stop: threading.Event
+    seen: ClassVar[list[tuple[str, str]]] = []
+    stop: ClassVar[threading.Event] = threading.Event()
 
     def do_GET(self) -> None:
         self.seen.append((self.path, self.headers["Host"]))
@@ -51,8 +51,9 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """`pictures.example` and a port; the name leads to a server in this process."""
-    kind = type("Own", (Handler,), {"seen": [], "stop": threading.Event()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    Handler.seen.clear()
+    Handler.stop.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     resolve = socket.getaddrinfo
@@ -62,9 +63,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         return resolve(real, *words, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", find)
-    Handler.seen = kind.seen
     yield f"pictures.example:{server.server_address[1]}"
-    kind.stop.set()
+    Handler.stop.set()
     server.shutdown()
     server.server_close()
     thread.join()
