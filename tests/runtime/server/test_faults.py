@@ -272,42 +272,49 @@ def test_an_engine_that_fails_is_a_500_by_name_and_makes_the_server_unready(
     wait_until(lambda: httpx.get(ready).status_code == 200)
 
 
+class FullConnection:
+    """A client, as an application sees it, that takes a few messages and then waits."""
+
+    def __init__(self, body: bytes) -> None:
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "headers": [(b"content-type", b"application/json")],
+        }
+        self.sent: list[bytes] = []
+        self.is_read = asyncio.Event()
+        self.is_broken = False
+        self._messages = [{"type": "http.request", "body": body, "more_body": False}]
+        begin_record(self.scope)
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop()
+
+    async def send(self, message: Any) -> None:  # noqa: ANN401  of ASGI
+        if len(self.sent) > 3:
+            await self.is_read.wait()
+            if self.is_broken:
+                raise ConnectionResetError("planted")
+        self.sent.append(message.get("body", b""))
+
+
 def test_a_reader_that_takes_nothing_loses_its_request_and_delays_nobody(
     served: Served,
 ) -> None:
-    """The application alone, with a connection that is full from the start."""
-    body = json.dumps(ENDLESS).encode()
-
     async def ask() -> list[bytes]:
-        sent: list[bytes] = []
-        is_read = asyncio.Event()
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop()
-            await asyncio.Event().wait()
-            raise AssertionError
-
-        async def send(message: Any) -> None:  # noqa: ANN401  of ASGI
-            if len(sent) > 3:
-                await is_read.wait()
-            sent.append(message.get("body", b""))
-
-        scope: dict[str, Any] = {
-            "type": "http", "method": "POST", "path": CHAT,
-            "headers": [(b"content-type", b"application/json")],
-        }  # fmt: skip
-        begin_record(scope)
+        client = FullConnection(json.dumps(ENDLESS).encode())
         endpoint = ChatEndpoint(served.service, max_waiting_pieces=8)
-        task = asyncio.create_task(endpoint(scope, receive, send))
+        task = asyncio.create_task(endpoint(client.scope, client.receive, client.send))
         while served.stats.ended.get("cancelled", 0) == 0:
             await asyncio.sleep(0.01)
         assert served.stats.num_free_slots == 4
         assert not task.done()
-        is_read.set()
+        client.is_read.set()
         await task
-        return sent
+        return client.sent
 
     sent = asyncio.run(asyncio.wait_for(ask(), PATIENCE_S))
     last = json.loads(sent[-2].removeprefix(b"data: "))
@@ -315,6 +322,24 @@ def test_a_reader_that_takes_nothing_loses_its_request_and_delays_nobody(
     assert "left 8 pieces" in last["error"]["message"]
     assert len(sent) < 20
     served.wait_until_idle()
+
+
+def test_a_connection_that_breaks_while_it_is_written_to_frees_its_slot(
+    served: Served, pace: Pace
+) -> None:
+    pace.pause_s = 0.01
+
+    async def ask() -> None:
+        client = FullConnection(json.dumps(ENDLESS).encode())
+        client.is_broken = True
+        client.is_read.set()
+        with pytest.raises(ConnectionResetError):
+            await ChatEndpoint(served.service)(client.scope, client.receive, client.send)
+        while not served.stats.ended:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(ask(), PATIENCE_S))
+    assert served.wait_until_idle().ended == {"cancelled": 1}
 
 
 def test_running_streams_finish_and_new_requests_are_told_503_while_the_server_drains(

@@ -1,5 +1,6 @@
 """Who gets in, what is logged and counted."""
 
+import errno
 import json
 import logging
 import socket
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from runtime import Session
 from runtime.errors import InputError, UnsupportedError
+from runtime.server import serving as serving_module
 from runtime.server.gateway import ACCESS_LOG
 from runtime.server.keys import ApiKeys
 from runtime.server.options import ServerOptions
@@ -121,6 +123,21 @@ def test_a_taken_port_is_told_in_one_line() -> None:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port}: cannot be served at"):
             bind("127.0.0.1", port)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
+def test_a_connection_whose_peer_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_module, "_UNREAD_MS", 300)
+    with bind("127.0.0.1", 0) as listener, socket.socket() as peer:
+        listener.listen()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(listener.getsockname())
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(PATIENCE_S)
+            with pytest.raises(TimeoutError) as caught:
+                connection.sendall(bytes(1 << 26))
+            assert caught.value.errno == errno.ETIMEDOUT, "the system's own, not the test's"
 
 
 def test_the_log_has_one_line_for_each_request_and_nothing_that_was_said(
