@@ -19,6 +19,8 @@ import pytest
 
 from runtime import Session
 from runtime.engine.protocol import NonFiniteRowsError
+from runtime.server import body as body_module
+from runtime.server import exchange
 from runtime.server.exchange import ChatEndpoint
 from runtime.server.record import begin_record
 from tests.runtime.server.served import (
@@ -321,6 +323,38 @@ def test_a_reader_that_takes_nothing_loses_its_request_and_delays_nobody(
     assert last["error"]["code"] == "slow_reader"
     assert "left 8 pieces" in last["error"]["message"]
     assert len(sent) < 20
+    served.wait_until_idle()
+
+
+def test_a_stream_that_waits_long_is_kept_alive_by_comments(
+    served: Served, pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_ALIVE_EVERY_S", 0.05)
+    pace.open.clear()
+    with streaming(served, guided_regex="[a-z]{3}") as answer:
+        pieces = answer.iter_text()
+        text = next(pieces)
+        while text.count(": waiting\n\n") < 2:
+            text += next(pieces)
+        assert answer.status_code == 200
+        pace.open.set()
+        text += "".join(pieces)
+    assert text.endswith("data: [DONE]\n\n")
+
+
+def test_a_body_that_does_not_come_is_a_408(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "_TIMEOUT_S", 0.1)
+
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Content-Length: 99\r\n\r\n{"
+    )
+    address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=PATIENCE_S) as client:
+        client.sendall(head.encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
     served.wait_until_idle()
 
 
