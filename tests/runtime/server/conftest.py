@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Session
-from tests.runtime.server.served import Served, serving
+from tests.runtime.server.served import Pace, Served, serving, slow_down
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,11 @@ def session(nano: Path) -> Session:
 def served(session: Session) -> Iterator[Served]:
     with serving(session) as one:
         yield one
+
+
+@pytest.fixture
+def pace(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
+    one = Pace()
+    slow_down(session, monkeypatch, one)
+    yield one
+    one.open.set()

@@ -1,5 +1,6 @@
 """Servers in this process, on real sockets, with all parts at hand."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,12 @@ from runtime.server.uvicorn_server import DrainingServer, scheduled_server, url_
 
 PATIENCE_S = 60.0
 CHAT = "/v1/chat/completions"
+ENDLESS: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "What is 4 + 38?"}],
+    "guided_regex": "[a-z]{400}",
+    "stream": True,
+}
+"""Goes on until the slot is full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,32 @@ def wait_until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < end, "what is waited for never comes"
         time.sleep(0.005)
+
+
+class Pace:
+    """Lets steps pass quickly, slowly, or not at all."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.pause_s = 0.0
+
+    def __call__(self) -> None:
+        assert self.open.wait(PATIENCE_S)
+        if self.pause_s:
+            threading.Event().wait(self.pause_s)
+
+
+@contextmanager
+def streaming(served: Served, **fields: object) -> Iterator[httpx.Response]:
+    body = {**ENDLESS, **fields}
+    with httpx.stream("POST", f"{served.url}{CHAT}", json=body, timeout=PATIENCE_S) as answer:
+        yield answer
+
+
+def events_of(text: str) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    return [json.loads(line) if line.startswith("{") else line for line in lines]
 
 
 def text_message(text: str) -> list[Any]:

@@ -175,6 +175,19 @@ def test_a_new_chat_forgets_the_old_one(page: Page, served: Served) -> None:
 
 
 @needs_browser
+def test_a_new_chat_ends_the_answer_that_is_coming_and_begins_empty(
+    page: Page, served: Served, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_down(session, monkeypatch, lambda: time.sleep(0.05))
+    ask(page, QUESTION)
+    page.wait_for("document.querySelector('.answer details > div').textContent.length > 1")
+    page.run("document.getElementById('anew').click()")
+    page.wait_for("log.getAttribute('aria-busy') === 'false'")
+    assert page.run("[log.children.length, chat.messages.length]") == [0, 0]
+    assert served.wait_until_idle().ended == {"cancelled": 1}
+
+
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_both_colour_schemes(page: Page, scheme: str) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -229,5 +242,6 @@ def test_the_page_is_whole_in_itself_and_runs_nothing_foreign(served: Served) ->
     policy = answer.headers["content-security-policy"]
     assert policy == content_policy(answer.text)
     assert "unsafe" not in policy
-    assert "frame-ancestors 'none'" in policy
+    for part in ("default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"):
+        assert part in policy.split("; ")
     assert policy != content_policy(answer.text.replace("greet()", "greet( )", 1))

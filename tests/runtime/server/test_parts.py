@@ -21,6 +21,7 @@ from runtime.server.chat_request import ChatRequest
 from runtime.server.constraints import Grammars, GrammarSpec
 from runtime.server.event_buffer import EventBuffer
 from runtime.server.flags import FLAGS
+from runtime.server.openapi import openapi_document
 from runtime.server.options import ServerOptions
 from runtime.server.parameters import IGNORED, NEUTRAL, READ
 from runtime.server.token_report import TokenReport
@@ -108,6 +109,13 @@ def test_every_field_of_the_table_is_told_on_the_page_and_the_other_way_round() 
     assert missing == []
     refused = set(NEUTRAL) - {"tool_choice", "function_call"}
     assert [name for name in refused if f"`{name}`" not in section] == []
+
+
+def test_the_openapi_document_tells_the_fields_of_the_table_and_allows_no_others() -> None:
+    chat = openapi_document()["paths"]["/v1/chat/completions"]["post"]
+    schema = chat["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == {*READ, *IGNORED, *NEUTRAL}
+    assert schema["additionalProperties"] is False
 
 
 def test_a_number_that_the_sampling_refuses_is_an_input_error() -> None:
