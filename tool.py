@@ -20,6 +20,7 @@ from commands.inspect import inspect
 from commands.outcome import status_of
 from commands.plan import plan
 from commands.run import run
+from commands.serve import serve
 from commands.synth import synth
 from commands.verify import verify
 
@@ -44,6 +45,7 @@ app.command("run")(run)
 app.command("chat")(chat)
 app.command("eval")(eval_)
 app.command("bench")(bench)
+app.command("serve")(serve)
 app.command("compile")(compile_checkpoint)
 
 
