@@ -1,0 +1,111 @@
+"""A folder of files written as a whole: beside its place first, then renamed.
+
+Large files are hard links to where they lie, and copies on another disk.
+"""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from runtime.errors import KimiVLError, describe_problems
+from runtime.files import (
+    TEMPORARY_SUFFIX,
+    announced,
+    disk_errors_named,
+    exclusive,
+    write_bytes,
+)
+from runtime.progress import Progress, silent
+
+Files = dict[str, bytes | Path]
+"""What a folder holds: relative path to bytes, or to the file whose bytes it shares."""
+
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
+"""Another disk, a file system without links or one that does not let us."""
+
+
+def write_folder(
+    folder: Path, files: Files, *, ignored: frozenset[str] = frozenset(), progress: Progress = silent
+) -> None:
+    """Write a folder; one that holds exactly these files already is left alone.
+
+    Args:
+        folder: absent, empty, or the result of an earlier run.
+        files: all of them.
+        ignored: names of files that others may have added.
+        progress: told in bytes.
+
+    Raises:
+        KimiVLError: the folder holds something else, or cannot be written.
+        CapacityError: the disk is full.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _check_same(folder, files, ignored)
+        return
+    part = folder.with_name(folder.name + TEMPORARY_SUFFIX)
+    with exclusive(part):
+        total, done = sum(map(_size, files.values())), 0
+        for name, content in files.items():
+            _write(part / name, content)
+            done += _size(content)
+            progress("write", done, total)
+        _check_same(part, files, frozenset())
+        with disk_errors_named(folder), announced(folder.name):
+            part.rename(folder)
+
+
+def _check_same(folder: Path, files: Files, ignored: frozenset[str]) -> None:
+    if not folder.is_dir():
+        raise KimiVLError(f"{folder}: is a file; choose another folder")
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ignored
+    }
+    problems = [f"{name} is not ours" for name in sorted(found - files.keys())]
+    problems += [f"{name} is missing" for name in sorted(files.keys() - found)]
+    problems += [
+        f"{name} differs"
+        for name in sorted(found & files.keys())
+        if not _is_same(folder / name, files[name])
+    ]
+    if problems:
+        raise KimiVLError(
+            describe_problems(str(folder), problems, shown=3)
+            + "; nothing was changed, choose another folder or remove this one"
+        )
+
+
+def _is_same(path: Path, content: bytes | Path) -> bool:
+    if isinstance(content, bytes):
+        return path.read_bytes() == content
+    there, here = path.stat(), content.stat()
+    same_inode = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+    stamps = [(one.st_size, one.st_mtime_ns) for one in (there, here)]
+    return same_inode or stamps[0] == stamps[1]
+
+
+def _write(path: Path, content: bytes | Path) -> None:
+    if isinstance(content, bytes):
+        write_bytes(path, content)
+    elif not (path.is_file() and _is_same(path, content)):
+        _share(path, content.resolve())
+
+
+def _share(path: Path, source: Path) -> None:
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            shutil.copy2(source, temporary)
+        temporary.replace(path)
+
+
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
