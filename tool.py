@@ -21,6 +21,7 @@ from commands.outcome import status_of
 from commands.plan import plan
 from commands.run import run
 from commands.synth import synth
+from commands.triton import triton
 from commands.verify import verify
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.command("run")(run)
 app.command("chat")(chat)
 app.command("eval")(eval_)
 app.command("bench")(bench)
+app.command("triton")(triton)
 app.command("compile")(compile_checkpoint)
 
 

@@ -72,8 +72,8 @@ def _config(artifact: Artifact, name: str, target: str, artifact_at: Path | None
         tensors.ARTIFACT: str(artifact_at or ARTIFACT_FOLDER),
         tensors.MANIFEST_SHA256: hashlib.sha256(manifest).hexdigest(),
         tensors.TARGET: target,
-        "max_queued": str(defaults.max_queued),
-        "image_cache_bytes": str(defaults.image_cache_bytes),
+        tensors.MAX_QUEUED: str(defaults.max_queued),
+        tensors.IMAGE_CACHE_BYTES: str(defaults.image_cache_bytes),
     }
     return config_text(
         {

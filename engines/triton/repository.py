@@ -10,6 +10,7 @@ from runtime.errors import InputError
 from runtime.progress import Progress, silent
 
 from .conversation import conversation_files
+from .encoder import onnx_encoder_files, plan_encoder_files
 from .files import Files, write_folder
 
 Encoder = Literal["inside", "onnx", "plan"]
@@ -59,5 +60,9 @@ def write_repository(
     artifact = Artifact.open(artifact_folder, progress=progress)
     artifact.target(options.target)
     files: Files = conversation_files(artifact, options.name, options.target, options.artifact_at)
+    if options.encoder == "onnx":
+        files |= onnx_encoder_files(artifact, options.name, options.target)
+    elif options.encoder == "plan":
+        files |= plan_encoder_files(artifact, options.name, options.target)
     write_folder(repository, files, ignored=frozenset({CHECKED_FILE}), progress=progress)
     return sorted({name.split("/")[0] for name in files})

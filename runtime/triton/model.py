@@ -27,6 +27,8 @@ from .questions import Questions, Values, read_tensors
 _WORKERS = 4
 """Threads that decode images and encode text."""
 _MICROSECOND = 1e-6
+_MOST_FAILURES = 3
+"""Steps that failed one after the other, behind which the model is not ready."""
 
 
 class ConversationModel:
@@ -49,14 +51,14 @@ class ConversationModel:
         parameters = {name: one["string_value"] for name, one in config["parameters"].items()}
         folder = Path(args["model_repository"], args["model_version"], parameters[tensors.ARTIFACT])
         _check_manifest(folder, parameters[tensors.MANIFEST_SHA256])
-        threads = parameters.get("threads") or None
+        threads = parameters.get(tensors.THREADS) or None
         session = Session.open(
             folder,
             target=parameters[tensors.TARGET],
-            release=parameters.get("release") or None,
+            release=parameters.get(tensors.RELEASE) or None,
             num_threads=int(threads) if threads else None,
         )
-        self._max_open = int(parameters["max_queued"]) + session.engine.limits.max_slots
+        self._max_open = int(parameters[tensors.MAX_QUEUED]) + session.engine.limits.max_slots
         self._questions = Questions(session)
         self._measured, self._metrics = Measured(), Metrics(self._backend, config["name"])
         self._ending = ExitStack()
@@ -84,6 +86,10 @@ class ConversationModel:
                 self._exchanges.tell(exchange, _full(self._max_open))
             else:
                 self._workers.submit(self._submit, exchange, values, request.timeout())
+
+    def is_ready(self) -> bool:
+        """Tell whether the engine works; servers since 26.01 or so ask, older ones do not."""
+        return self._scheduler.stats().failures_in_a_row < _MOST_FAILURES
 
     def finalize(self) -> None:
         """End what still runs with an error, tell it, and let go of everything."""
@@ -136,11 +142,11 @@ def _check_manifest(folder: Path, expected: str) -> None:
 
 
 def _scheduler_options(parameters: Mapping[str, str]) -> SchedulerOptions:
-    chunk = parameters.get("chunk_beside_decoding") or None
+    chunk = parameters.get(tensors.CHUNK_BESIDE_DECODING) or None
     return SchedulerOptions(
-        max_queued=int(parameters["max_queued"]),
+        max_queued=int(parameters[tensors.MAX_QUEUED]),
         chunk_beside_decoding=int(chunk) if chunk else None,
-        image_cache_bytes=int(parameters["image_cache_bytes"]),
+        image_cache_bytes=int(parameters[tensors.IMAGE_CACHE_BYTES]),
     )
 
 

@@ -100,7 +100,7 @@ class Questions:
 
 def _messages(values: Values) -> Sequence[Message]:
     """Make the conversation out of `messages`, or of `prompt` and `system`; images included."""
-    images = [_image(index, one) for index, one in enumerate(values.get(tensors.IMAGES.name, ()))]
+    images = [image_source(index, one) for index, one in enumerate(values.get(tensors.IMAGES.name, ()))]
     has_messages = tensors.MESSAGES.name in values
     if has_messages == (tensors.PROMPT.name in values):
         raise InputError("expected either `messages` or `prompt`, found " + _both(has_messages))
@@ -145,8 +145,12 @@ def _parts(messages: object) -> list[Any]:
     return found
 
 
-def _image(index: int, content: bytes) -> bytes | str:
-    """Take an image file, or a data URL, which JSON can carry."""
+def image_source(index: int, content: bytes) -> bytes | str:
+    """Take an image file, or a data URL, which JSON can carry.
+
+    Raises:
+        InputError: a data URL is not ASCII.
+    """
     if not _DATA_URL.match(content[:64]):
         return content
     try:
