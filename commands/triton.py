@@ -26,7 +26,7 @@ ArtifactAtOption = Annotated[
     typer.Option(
         metavar="FOLDER",
         help="Where the server will find the artifact, such as a mounted volume.",
-        show_default="in the repository, by hard links or copies",
+        show_default="a copy in the repository",
     ),
 ]
 

@@ -13,7 +13,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,8 @@ def reason_to_skip() -> str | None:
 
 
 @contextmanager
-def running_server(*repositories: Path, log: Path) -> Iterator[TritonServer]:
-    """Start a server with its models loaded, and stop it by its pid.
+def running_server(repository: Path, *, log: Path, models: Sequence[str]) -> Iterator[TritonServer]:
+    """Start a server with some models loaded, and stop it by its pid.
 
     Raises:
         RuntimeError: it does not get ready; the end of its log is in the message.
@@ -61,7 +61,7 @@ def running_server(*repositories: Path, log: Path) -> Iterator[TritonServer]:
     prefix = f"kimivl_test_{os.getpid()}_{http.rpartition(':')[2]}"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            _command(repositories, (http, grpc, metrics), prefix),
+            _command(repository, models, (http, grpc, metrics), prefix),
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -86,11 +86,12 @@ def _server_home() -> Path:
 
 
 def _command(
-    repositories: tuple[Path, ...], addresses: tuple[str, str, str], shared: str
+    repository: Path, models: Sequence[str], addresses: tuple[str, str, str], shared: str
 ) -> list[str]:
     home = _server_home()
     words = [str(home / "bin" / "tritonserver")]
-    words += [f"--model-repository={one}" for one in repositories]
+    words += [f"--model-repository={repository}", "--model-control-mode=explicit"]
+    words += [f"--load-model={one}" for one in models]
     for kind, address in zip(("http", "grpc", "metrics"), addresses, strict=True):
         host, _, port = address.rpartition(":")
         words += [f"--{kind}-address={host}", f"--{kind}-port={port}"]

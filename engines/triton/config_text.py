@@ -4,7 +4,7 @@ Source: https://protobuf.dev/reference/protobuf/textformat-spec/
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 
 class Symbol(str):
@@ -12,9 +12,6 @@ class Symbol(str):
 
     __slots__ = ()
 
-
-Value = "str | int | bool | Mapping[str, Value] | Sequence[Value]"
-"""A list is a field that is repeated; a list of numbers or symbols stands in brackets."""
 
 Fields = Mapping[str, object]
 
@@ -39,17 +36,13 @@ def _lines(fields: Fields) -> Iterator[str]:
             yield f"{name} {{"
             yield from (f"  {line}" for line in _lines(value))
             yield "}"
-        elif _is_list(value) and any(isinstance(one, Mapping) for one in value):
+        elif not isinstance(value, list | tuple):
+            yield f"{name}: {_scalar(value)}"
+        elif any(isinstance(one, Mapping) for one in value):
             for one in value:
                 yield from _lines({name: one})
-        elif _is_list(value):
-            yield f"{name}: [{', '.join(map(_scalar, value))}]"
         else:
-            yield f"{name}: {_scalar(value)}"
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list | tuple)
+            yield f"{name}: [{', '.join(map(_scalar, value))}]"
 
 
 def _scalar(value: object) -> str:

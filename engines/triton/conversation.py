@@ -17,7 +17,7 @@ CONFIG = "config.pbtxt"
 ARTIFACT_FOLDER = "artifact"
 """Beside `model.py`, where the repository holds the artifact itself."""
 
-_MODEL = '''"""Written by `tool.py triton`: the code is the package kimivl's, the settings config.pbtxt's."""
+_MODEL = '''"""Written by `tool.py triton`: code in the package kimivl, settings in config.pbtxt."""
 
 from kimivl.triton.{module} import {name} as TritonPythonModel
 

@@ -1,6 +1,6 @@
 """The image encoder as models of the server's own backends, and a pipeline over them.
 
-    image ─► NAME_encoder (Python) ─► NAME_vision ─► NAME_projector ─► features
+image ─► NAME_encoder (Python) ─► NAME_vision ─► NAME_projector ─► features
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,13 @@
 """A folder of files written as a whole: beside its place first, then renamed.
 
-Large files are hard links to where they lie, and copies on another disk.
+Files are copied and not linked: onnx-ir, which builds and verifies the artifact that they belong
+to, refuses weights with more than one name.
 """
 
-import errno
-import os
 import shutil
 from pathlib import Path
 
-from runtime.errors import KimiVLError, describe_problems
+from runtime.errors import CapacityError, KimiVLError, describe_problems
 from runtime.files import (
     TEMPORARY_SUFFIX,
     announced,
@@ -19,14 +18,15 @@ from runtime.files import (
 from runtime.progress import Progress, silent
 
 Files = dict[str, bytes | Path]
-"""What a folder holds: relative path to bytes, or to the file whose bytes it shares."""
-
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
-"""Another disk, a file system without links or one that does not let us."""
+"""What a folder holds: relative path to bytes, or to the file that is copied."""
 
 
 def write_folder(
-    folder: Path, files: Files, *, ignored: frozenset[str] = frozenset(), progress: Progress = silent
+    folder: Path,
+    files: Files,
+    *,
+    ignored: frozenset[str] = frozenset(),
+    progress: Progress = silent,
 ) -> None:
     """Write a folder; one that holds exactly these files already is left alone.
 
@@ -46,6 +46,7 @@ def write_folder(
     part = folder.with_name(folder.name + TEMPORARY_SUFFIX)
     with exclusive(part):
         total, done = sum(map(_size, files.values())), 0
+        _check_room(part, files)
         for name, content in files.items():
             _write(part / name, content)
             done += _size(content)
@@ -81,29 +82,36 @@ def _is_same(path: Path, content: bytes | Path) -> bool:
     if isinstance(content, bytes):
         return path.read_bytes() == content
     there, here = path.stat(), content.stat()
-    same_inode = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-    stamps = [(one.st_size, one.st_mtime_ns) for one in (there, here)]
-    return same_inode or stamps[0] == stamps[1]
+    return (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns)
+
+
+def _check_room(folder: Path, files: Files) -> None:
+    """Refuse to begin what the disk has no room for; what is there already needs none."""
+    needed = sum(
+        _size(content)
+        for name, content in files.items()
+        if not ((folder / name).is_file() and _is_same(folder / name, content))
+    )
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CapacityError(
+            f"{folder}: {needed} bytes are needed and {free} are free; free some, choose another "
+            "folder, or leave the artifact where it is (--artifact-at)"
+        )
 
 
 def _write(path: Path, content: bytes | Path) -> None:
     if isinstance(content, bytes):
         write_bytes(path, content)
     elif not (path.is_file() and _is_same(path, content)):
-        _share(path, content.resolve())
+        _copy(path, content)
 
 
-def _share(path: Path, source: Path) -> None:
+def _copy(path: Path, source: Path) -> None:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with disk_errors_named(path):
+    with disk_errors_named(path), announced(path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
-            shutil.copy2(source, temporary)
+        shutil.copy2(source, temporary)  # with its time, by which it is known again
         temporary.replace(path)
 
 

@@ -1,7 +1,6 @@
 """Figures of the scheduler among the server's own, at its /metrics."""
 
 import threading
-from collections import Counter
 from dataclasses import dataclass, field
 from time import monotonic
 from types import ModuleType
@@ -86,12 +85,12 @@ class Metrics:
         self._backend, self._labels = backend, {"model": model}
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, str], Any] = {}
-        self._written: Counter[tuple[str, str]] = Counter()
+        self._written: dict[tuple[str, str], float] = {}
         self._last = 0.0
 
-    def update(self, stats: Stats, measured: Measured, *, is_last: bool = False) -> None:
+    def update(self, stats: Stats, measured: Measured) -> None:
         """Write the figures, unless it was done a moment ago."""
-        if monotonic() - self._last < _EVERY_S and not is_last:
+        if monotonic() - self._last < _EVERY_S:
             return
         self._last = monotonic()
         for name, text in _GAUGES.items():
@@ -107,12 +106,10 @@ class Metrics:
             self._raise_to(name, text, value)
 
     def _raise_to(self, name: str, text: str, value: float, **labels: str) -> None:
-        key = (name, str(labels))
-        if value > self._written[key]:
-            self._metric(name, text, is_counter=True, **labels).increment(
-                value - self._written[key]
-            )
-            self._written[key] = value  # type: ignore[assignment]  # sums of seconds
+        metric, key = self._metric(name, text, is_counter=True, **labels), (name, str(labels))
+        if value > self._written.get(key, 0.0):
+            metric.increment(value - self._written.get(key, 0.0))
+            self._written[key] = value
 
     def _metric(self, name: str, text: str, *, is_counter: bool, **labels: str) -> Any:  # noqa: ANN401
         key = (name, str(labels))
@@ -120,8 +117,6 @@ class Metrics:
             families = self._backend.MetricFamily
             if name not in self._families:
                 kind = families.COUNTER if is_counter else families.GAUGE
-                self._families[name] = families(
-                    name=f"kimivl_{name}", description=text, kind=kind
-                )
+                self._families[name] = families(name=f"kimivl_{name}", description=text, kind=kind)
             self._metrics[key] = self._families[name].Metric(labels={**self._labels, **labels})
         return self._metrics[key]

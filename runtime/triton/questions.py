@@ -100,7 +100,9 @@ class Questions:
 
 def _messages(values: Values) -> Sequence[Message]:
     """Make the conversation out of `messages`, or of `prompt` and `system`; images included."""
-    images = [image_source(index, one) for index, one in enumerate(values.get(tensors.IMAGES.name, ()))]
+    images = [
+        image_source(index, one) for index, one in enumerate(values.get(tensors.IMAGES.name, ()))
+    ]
     has_messages = tensors.MESSAGES.name in values
     if has_messages == (tensors.PROMPT.name in values):
         raise InputError("expected either `messages` or `prompt`, found " + _both(has_messages))
@@ -115,8 +117,8 @@ def _messages(values: Values) -> Sequence[Message]:
 
 def _one_turn(values: Values, images: Sequence[bytes | str]) -> Sequence[Message]:
     question = Text(text=_text(tensors.PROMPT, values[tensors.PROMPT.name]))
-    parts = (*(Image(source=one) for one in images), question)
-    user = Message(role="user", parts=parts)
+    shown = [Image(source=one) for one in images]
+    user = Message(role="user", parts=(*shown, question))
     if tensors.SYSTEM.name not in values:
         return (user,)
     text = _text(tensors.SYSTEM, values[tensors.SYSTEM.name])
