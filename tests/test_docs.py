@@ -81,10 +81,14 @@ def wrong_words(words: list[str], command: Any) -> Iterator[str]:  # noqa: ANN40
     path = "tool.py"
     while words and getattr(command, "commands", None) and not words[0].startswith("-"):
         path = f"{path} {words[0]}"
-        if words[0] not in command.commands:
+        default = getattr(command, "default_command", None)
+        if words[0] not in command.commands and default is None:
             yield f"{path}: no such command"
             return
-        command, words = command.commands[words[0]], words[1:]
+        if words[0] not in command.commands:
+            command = command.commands[default]
+        else:
+            command, words = command.commands[words[0]], words[1:]
     known = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
     for word in words:
         flag = word.partition("=")[0]
