@@ -42,13 +42,28 @@ class Question:
             num_images=sum(isinstance(part, Image) for part in parts),
         )
 
+    def without_images(self) -> "Question":
+        """Leave the pictures out; the text stays as it is."""
+        return Question(messages=[_text_alone(one) for one in self.messages], num_images=0)
 
-def draw_questions(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
-    """Take so many: all in a random order, then all in another one."""
+
+def draw_questions(
+    questions: Sequence[Question], count: int, *, text_share: float = 0.0, seed: int = 0
+) -> list[Question]:
+    """Take so many: all in a random order, then all in another one.
+
+    Args:
+        questions: at least one.
+        count: how many.
+        text_share: of how many, on average, the pictures are left out.
+        seed: equal seeds draw equally.
+    """
     generator, drawn = random.Random(seed), list[Question]()
     while len(drawn) < count:
         drawn += generator.sample(questions, len(questions))
-    return drawn[:count]
+    return [
+        one.without_images() if generator.random() < text_share else one for one in drawn[:count]
+    ]
 
 
 def _fields(message: Message) -> dict[str, Any]:
@@ -62,6 +77,13 @@ def _fields(message: Message) -> dict[str, Any]:
         else:
             parts.append({"type": "image_url", "image_url": {"url": _data_url(part.source)}})
     return {"role": message.role, "content": parts}
+
+
+def _text_alone(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    return message | {"content": "".join(part.get("text", "") for part in content)}
 
 
 def _data_url(source: str | Path | bytes | PillowImage.Image) -> str:

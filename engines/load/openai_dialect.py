@@ -18,6 +18,7 @@ from .endpoint import RequestFailedError, Used, Wishes
 
 _SHOWN = 200
 _OK = 200
+_CONNECT_S = 10.0
 _BROKEN = (OSError, http.client.HTTPException)
 
 
@@ -53,8 +54,11 @@ class OpenAIEndpoint:
         end = monotonic() + self._wishes.timeout_s
         used: Used | None = None
         try:
-            with closing(self._connect()) as connection:
-                for event in self._events(connection, question):
+            with (
+                closing(self._connect(self._wishes.timeout_s)) as connection,
+                self._reply(connection, question) as reply,
+            ):
+                for event in _events(reply):
                     if monotonic() > end:
                         raise TimeoutError
                     if _has_text(event):
@@ -72,8 +76,8 @@ class OpenAIEndpoint:
             raise RequestFailedError("cut", "the stream ended without its usage")
         return used
 
-    def _connect(self) -> http.client.HTTPConnection:
-        return self._kind(self._host, self._port, timeout=self._wishes.timeout_s)
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        return self._kind(self._host, self._port, timeout=timeout_s)
 
     def _headers(self) -> dict[str, str]:
         key = self._wishes.api_key
@@ -83,10 +87,10 @@ class OpenAIEndpoint:
 
     def _find_model(self) -> str:
         try:
-            with closing(self._connect()) as connection:
+            with closing(self._connect(_CONNECT_S)) as connection:
                 connection.request("GET", f"{self._base}/models", headers=self._headers())
-                answer = connection.getresponse()
-                content = answer.read()
+                with connection.getresponse() as answer:
+                    content = answer.read()
             if answer.status != _OK:
                 raise KimiVLError(f"{self._url}: {answer.status}: {_reason(content)}")
             models = [str(one["id"]) for one in json.loads(content)["data"]]
@@ -100,9 +104,9 @@ class OpenAIEndpoint:
             raise KimiVLError(f"{self._url}: no model {wanted!r}; it has {', '.join(models)}")
         return wanted
 
-    def _events(
+    def _reply(
         self, connection: http.client.HTTPConnection, question: Question
-    ) -> Iterator[dict[str, Any]]:
+    ) -> http.client.HTTPResponse:
         body = {
             "model": self._model,
             "messages": question.messages,
@@ -113,18 +117,22 @@ class OpenAIEndpoint:
         connection.request(
             "POST", f"{self._base}/chat/completions", json.dumps(body), self._headers()
         )
-        answer = connection.getresponse()
-        if answer.status != _OK:
-            raise RequestFailedError(str(answer.status), _reason(answer.read()))
-        while line := answer.readline():
-            data = line.strip().removeprefix(b"data:").strip()
-            if not line.startswith(b"data:") or data == b"[DONE]":
-                continue
-            event: dict[str, Any] = json.loads(data)
-            if "error" in event:
-                kind = event["error"].get("code") or event["error"].get("type") or "error"
-                raise RequestFailedError(str(kind), _reason(data))
-            yield event
+        return connection.getresponse()
+
+
+def _events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """Yield the events of a stream; comments and the last mark are none."""
+    if reply.status != _OK:
+        raise RequestFailedError(str(reply.status), _reason(reply.read()))
+    while line := reply.readline():
+        data = line.strip().removeprefix(b"data:").strip()
+        if not line.startswith(b"data:") or data == b"[DONE]":
+            continue
+        event: dict[str, Any] = json.loads(data)
+        if "error" in event:
+            kind = event["error"].get("code") or event["error"].get("type") or "error"
+            raise RequestFailedError(str(kind), _reason(data))
+        yield event
 
 
 def _has_text(event: dict[str, Any]) -> bool:

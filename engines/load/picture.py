@@ -31,7 +31,7 @@ text { fill: #eee } .small { fill: #aaa }
 
 def draw_picture(report: LoadReport) -> str:
     """Write an SVG: one panel for each measure, one line for each group that has requests."""
-    width = len(MEASURES) * (_WIDTH + _GAP) + _LEFT
+    width = _LEFT + len(MEASURES) * (_WIDTH + _GAP) - _GAP // 2
     height = _TOP + _HEIGHT + 64
     body = [
         element

@@ -17,6 +17,7 @@ from .asked import Question
 from .endpoint import RequestFailedError, Used, Wishes
 
 _MICROSECONDS = 1_000_000
+_CONNECT_S = 10.0
 
 
 class TritonEndpoint:
@@ -39,7 +40,7 @@ class TritonEndpoint:
         self._address, self._model, self._wishes = address, model, wishes
         try:
             with closing(client.InferenceServerClient(address)) as server:
-                is_ready = server.is_model_ready(model, client_timeout=wishes.timeout_s)
+                is_ready = server.is_model_ready(model, client_timeout=_CONNECT_S)
         except client.InferenceServerException as error:
             raise KimiVLError(f"grpc://{address}: no Triton server answers: {error}") from error
         if not is_ready:

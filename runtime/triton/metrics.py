@@ -94,7 +94,7 @@ class Metrics:
             return
         self._last = monotonic()
         for name, text in _GAUGES.items():
-            self._metric(name, text, is_counter=False).set(float(getattr(stats, name)))
+            self._set_to(name, text, float(getattr(stats, name)))
         for name, text in _COUNTERS.items():
             self._raise_to(f"{name}_total", text, float(getattr(stats, name)))
         for reason, count in stats.ended.items():
@@ -104,6 +104,13 @@ class Metrics:
         for name, value in measured.totals().items():
             text = "Seconds in all." if name.endswith("sum") else "Measurements in all."
             self._raise_to(name, text, value)
+
+    def _set_to(self, name: str, text: str, value: float) -> None:
+        """Write a gauge that has changed: each writing waits for the server."""
+        metric, key = self._metric(name, text, is_counter=False), (name, "")
+        if value != self._written.get(key):
+            metric.set(value)
+            self._written[key] = value
 
     def _raise_to(self, name: str, text: str, value: float, **labels: str) -> None:
         metric, key = self._metric(name, text, is_counter=True, **labels), (name, str(labels))

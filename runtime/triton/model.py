@@ -22,6 +22,7 @@ from ..session import Session
 from . import tensors
 from .exchanges import Exchange, Exchanges
 from .metrics import Measured, Metrics
+from .parent import ParentWatch
 from .questions import Questions, Values, read_tensors
 
 _WORKERS = 4
@@ -62,6 +63,8 @@ class ConversationModel:
         self._questions = Questions(session)
         self._measured, self._metrics = Measured(), Metrics(self._backend, config["name"])
         self._ending = ExitStack()
+        self._parent = ParentWatch()
+        self._ending.callback(self._parent.close)
         self._scheduler = self._ending.enter_context(
             session.scheduling(_scheduler_options(parameters), observe=self._measured.observe)
         )
@@ -113,6 +116,7 @@ class ConversationModel:
             exchange.submitted(handle)
 
     def _tick(self) -> None:
+        self._parent.check()
         self._metrics.update(self._scheduler.stats(), self._measured)
 
 

@@ -2,10 +2,13 @@
 
 import base64
 import json
+import os
 import re
+import signal
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,14 @@ import numpy as np
 import pytest
 import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
 
 from runtime import Sampling, Session
 from runtime.prompt.images import load_image
 from tests.runtime.triton.clients import MODEL, Stream, ask, ask_all, streaming
 from tests.runtime.triton.conftest import NUM_SLOTS
-from tests.triton_server import TritonServer
+from tests.triton_server import TritonServer, running_server
+from tool import app
 
 pytestmark = pytest.mark.slow
 
@@ -36,8 +41,9 @@ def session(nano_artifact: Path) -> Session:
 
 
 @pytest.fixture
-def http(server: TritonServer) -> httpclient.InferenceServerClient:
-    return httpclient.InferenceServerClient(server.http)
+def http(server: TritonServer) -> Iterator[httpclient.InferenceServerClient]:
+    with httpclient.InferenceServerClient(server.http) as client:
+        yield client
 
 
 def picture_url() -> str:
@@ -249,6 +255,20 @@ def test_after_wrong_requests_the_model_answers_and_has_all_its_slots(
     wait_for(server, num_free_slots=NUM_SLOTS, failures_in_a_row=0)
 
 
+def test_bench_serve_counts_what_the_server_counts(server: TritonServer) -> None:
+    before, words = settled(server), ["--requests", "12", "-c", "6", "--warmup", "0", "--json"]
+    done = CliRunner().invoke(app, ["bench", "serve", f"grpc://{server.grpc}/{MODEL}", *words])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["requests"] == {"sent": 12, "answered": 12}
+    after = settled(server)
+    for name, counted in (("new", "new_tokens_total"), ("cached", "reused_tokens_total")):
+        assert found["tokens"][name] == after[counted] - before[counted]
+    hurried = ["--timeout", "0.001", "--requests", "2"]
+    done = CliRunner().invoke(app, ["bench", "serve", f"grpc://{server.grpc}", *hurried])
+    assert "no request was answered; the first: timeout" in str(done.exception)
+
+
 def test_the_server_says_what_the_model_takes_and_counts_its_requests(
     server: TritonServer, http: httpclient.InferenceServerClient
 ) -> None:
@@ -328,3 +348,29 @@ def test_a_model_that_cannot_run_is_refused_with_the_reason(
     with pytest.raises(InferenceServerException, match=message):
         http.load_model("other", config=json.dumps(config))
     assert server.log.exists()
+
+
+def test_a_killed_server_leaves_no_process_behind(
+    server: TritonServer, repository: Path, tmp_path: Path
+) -> None:
+    with running_server(repository, log=tmp_path / "log", models=[MODEL]) as second:
+        children = children_of(second.pid)
+        assert len(children) == 1
+        os.kill(second.pid, signal.SIGKILL)
+        end = time.monotonic() + PATIENCE_S
+        while any(map(is_running, children)):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = Path("/proc", str(pid), "task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended, though nobody may have asked how."""
+    try:
+        return " Z " not in Path("/proc", str(pid), "stat").read_text()
+    except FileNotFoundError:
+        return False
