@@ -50,6 +50,13 @@ def reason_to_skip() -> str | None:
     return None
 
 
+def server_help() -> str:
+    """Give what the server says of its flags."""
+    program = _server_home() / "bin" / "tritonserver"
+    done = subprocess.run([program, "--help"], env=_environment(), capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
 @contextmanager
 def running_server(repository: Path, *, log: Path, models: Sequence[str]) -> Iterator[TritonServer]:
     """Start a server with some models loaded, and stop it by its pid.

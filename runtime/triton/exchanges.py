@@ -113,10 +113,13 @@ class Exchanges:
         """Cancel the requests whose senders have gone away."""
         with self._lock:
             opened = list(self._open)
-        for one in opened:
-            if not one.is_cancelled and one.sender.is_cancelled():
-                one.cancel()
-        self._tick()
+        try:
+            for one in opened:
+                if not one.is_cancelled and one.sender.is_cancelled():
+                    one.cancel()
+            self._tick()
+        except Exception as error:  # noqa: BLE001  the server's; answers must still be sent
+            self._backend.Logger.log_error(f"{type(error).__name__}: {error}")
 
     def _send(self, exchange: Exchange, event: Event | Exception) -> None:
         try:

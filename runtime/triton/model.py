@@ -15,15 +15,16 @@ from types import ModuleType
 from typing import Any
 
 from ..artifact.manifest import FILE_NAME
-from ..errors import ArtifactError, KimiVLError, UnsupportedError
+from ..errors import ArtifactError, KimiVLError
 from ..scheduling.errors import QueueFullError
-from ..scheduling.options import Deadlines, SchedulerOptions
+from ..scheduling.options import Deadlines
 from ..session import Session
 from . import tensors
 from .exchanges import Exchange, Exchanges
 from .metrics import Measured, Metrics
 from .parent import ParentWatch
 from .questions import Questions, Values, read_tensors
+from .settings import Settings
 
 _WORKERS = 4
 """Threads that decode images and encode text."""
@@ -44,35 +45,33 @@ class ConversationModel:
 
         Raises:
             ArtifactError: the artifact is not what the repository was made for.
+            InputError: a parameter is wrong.
             UnsupportedError: more than one instance.
         """
-        config = json.loads(args["model_config"])
         self._backend: ModuleType = importlib.import_module("triton_python_backend_utils")
-        _check_instances(config)
-        parameters = {name: one["string_value"] for name, one in config["parameters"].items()}
-        folder = Path(args["model_repository"], args["model_version"], parameters[tensors.ARTIFACT])
-        _check_manifest(folder, parameters[tensors.MANIFEST_SHA256])
-        threads = parameters.get(tensors.THREADS) or None
+        settings = Settings.from_config(json.loads(args["model_config"]))
+        folder = Path(args["model_repository"], args["model_version"], settings.artifact)
+        _check_manifest(folder, settings.manifest_sha256)
         session = Session.open(
             folder,
-            target=parameters[tensors.TARGET],
-            release=parameters.get(tensors.RELEASE) or None,
-            num_threads=int(threads) if threads else None,
+            target=settings.target,
+            release=settings.release,
+            num_threads=settings.num_threads,
         )
-        self._max_open = int(parameters[tensors.MAX_QUEUED]) + session.engine.limits.max_slots
+        num_slots = session.engine.limits.max_slots
+        self._max_open = settings.scheduler.max_queued + num_slots
         self._questions = Questions(session)
-        self._measured, self._metrics = Measured(), Metrics(self._backend, config["name"])
+        self._measured, self._metrics = Measured(), Metrics(self._backend, settings.name)
         self._ending = ExitStack()
         self._parent = ParentWatch()
         self._ending.callback(self._parent.close)
         self._scheduler = self._ending.enter_context(
-            session.scheduling(_scheduler_options(parameters), observe=self._measured.observe)
+            session.scheduling(settings.scheduler, observe=self._measured.observe)
         )
         self._exchanges = Exchanges(self._backend, self._tick)
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="kimivl-prompts")
         self._backend.Logger.log_info(
-            f"{config['name']}: {folder}, target {parameters[tensors.TARGET]}, "
-            f"{session.engine.limits.max_slots} slots"
+            f"{settings.name}: {folder}, target {settings.target}, {num_slots} slots"
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -91,7 +90,7 @@ class ConversationModel:
                 self._workers.submit(self._submit, exchange, values, request.timeout())
 
     def is_ready(self) -> bool:
-        """Tell whether the engine works; servers since 26.01 or so ask, older ones do not."""
+        """Tell whether the engine works; newer servers ask, 2.51 does not."""
         return self._scheduler.stats().failures_in_a_row < _MOST_FAILURES
 
     def finalize(self) -> None:
@@ -120,16 +119,6 @@ class ConversationModel:
         self._metrics.update(self._scheduler.stats(), self._measured)
 
 
-def _check_instances(config: Mapping[str, Any]) -> None:
-    counts = [int(group.get("count", 1)) for group in config.get("instance_group", [])]
-    if sum(counts) > 1:
-        raise UnsupportedError(
-            f"{config['name']}: {sum(counts)} instances: one holds the weights and all slots; set "
-            "instance_group to one of count 1, build with a larger --max-batch-size, and run "
-            "another server for each further device"
-        )
-
-
 def _check_manifest(folder: Path, expected: str) -> None:
     path = folder / FILE_NAME
     try:
@@ -143,15 +132,6 @@ def _check_manifest(folder: Path, expected: str) -> None:
             f"{path}: has SHA-256 {found}, the repository was made for {expected}; run "
             "`tool.py triton` again into another folder"
         )
-
-
-def _scheduler_options(parameters: Mapping[str, str]) -> SchedulerOptions:
-    chunk = parameters.get(tensors.CHUNK_BESIDE_DECODING) or None
-    return SchedulerOptions(
-        max_queued=int(parameters[tensors.MAX_QUEUED]),
-        chunk_beside_decoding=int(chunk) if chunk else None,
-        image_cache_bytes=int(parameters[tensors.IMAGE_CACHE_BYTES]),
-    )
 
 
 def _full(count: int) -> QueueFullError:

@@ -148,3 +148,19 @@ def test_a_mistake_of_ours_is_told_with_its_class(exchanges: Exchanges) -> None:
     ((response, flags),) = one.sender.sent
     assert (str(response.error), response.error.code) == ("KeyError: 'x'", Error.INTERNAL)
     assert flags == 1
+
+
+def test_a_tick_that_fails_is_logged_and_answers_are_still_sent(
+    backend: Any,  # noqa: ANN401
+) -> None:
+    def tick() -> None:
+        raise RuntimeError("no metrics here")
+
+    exchanges = Exchanges(backend, tick)
+    wait_until(lambda: bool(backend.log))
+    one = begin(exchanges)
+    exchanges.tell(one, STOPPED)
+    wait_until(lambda: exchanges.num_open == 0)
+    exchanges.close()
+    assert "RuntimeError: no metrics here" in backend.log
+    assert len(one.sender.sent) == 1

@@ -202,6 +202,26 @@ def test_cancelling_a_stream_frees_its_slots_at_once(server: TritonServer) -> No
     assert ask(server.grpc, prompt=QUESTION.encode(), images=[PICTURE.read_bytes()]).text == "85"
 
 
+def test_what_the_queue_has_no_place_for_is_refused_at_once(server: TritonServer) -> None:
+    wait_for(server, num_free_slots=NUM_SLOTS)
+    stream = Stream(server.grpc)
+    for number in range(NUM_SLOTS + 70):  # 64 may wait
+        stream.send(str(number), **LONG)
+    refused = next(outputs for _, outputs, _ in stream.events() if isinstance(outputs, str))
+    assert re.search("the most; try again", refused)
+    stream.close(cancel=True)
+    assert settled(server)["num_queued"] == 0
+
+
+def test_plain_infer_over_http_is_refused_by_the_server(
+    http: httpclient.InferenceServerClient,
+) -> None:
+    prompt = httpclient.InferInput("prompt", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array([b"Hello."], dtype=np.object_))
+    with pytest.raises(InferenceServerException, match="decoupled"):
+        http.infer(MODEL, [prompt])
+
+
 def test_a_request_that_takes_longer_than_it_was_given_ends_with_an_error(
     server: TritonServer,
 ) -> None:
