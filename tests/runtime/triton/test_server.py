@@ -2,10 +2,8 @@
 
 import base64
 import json
-import os
 import re
-import signal
-import time
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,18 +19,17 @@ from typer.testing import CliRunner
 
 from runtime import Sampling, Session
 from runtime.prompt.images import load_image
-from tests.runtime.triton.clients import MODEL, Stream, ask, ask_all, streaming
+from tests.runtime.triton.clients import MODEL, ask, ask_all
 from tests.runtime.triton.conftest import NUM_SLOTS
-from tests.triton_server import TritonServer, running_server
+from tests.runtime.triton.watching import PATIENCE_S, settled, wait_for
+from tests.triton_server import TritonServer
 from tool import app
 
 pytestmark = pytest.mark.slow
 
-PICTURE = Path(__file__).resolve().parents[3] / "examples" / "numbers.png"
+ROOT = Path(__file__).resolve().parents[3]
+PICTURE = ROOT / "examples" / "numbers.png"
 QUESTION = "Add the numbers."
-LONG: dict[str, Any] = {"prompt": b"Count.", "regex": b"[0-9]{1900}"}
-"""An answer of 1900 tokens, which takes seconds."""
-PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -73,31 +70,6 @@ def post(server: TritonServer, path: str, **body: object) -> list[str]:
         return [line for line in answer.read().decode().splitlines() if line]
 
 
-def wait_for(server: TritonServer, **expected: float) -> dict[str, float]:
-    """Wait until metrics of the model have these values, and give all of them."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        found = {
-            name.partition("{")[0].removeprefix("kimivl_"): value
-            for name, value in server.scrape().items()
-            if name.startswith("kimivl_")
-        }
-        if expected.items() <= found.items() or time.monotonic() > end:
-            assert expected.items() <= found.items()
-            return found
-        time.sleep(0.1)
-
-
-def settled(server: TritonServer) -> dict[str, float]:
-    """Give the metrics of a model at rest; they are written twice a second."""
-    time.sleep(1.1)
-    return wait_for(server, num_free_slots=NUM_SLOTS)
-
-
-def cancelled_count(server: TritonServer) -> float:
-    return server.scrape()['kimivl_ended_total{model="kimi_vl",reason="cancelled"}']
-
-
 def test_a_streamed_answer_has_the_ids_that_run_gives(
     server: TritonServer, session: Session
 ) -> None:
@@ -133,6 +105,22 @@ def test_curl_gets_a_whole_answer_and_a_stream(server: TritonServer) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert "".join(event["answer"] for event in events) == "85"
     assert len(events) > 10
+
+
+def test_what_the_page_says_works(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "triton.md").read_text()
+    page = page.replace("localhost:8000", server.http).replace("localhost:8001", server.grpc)
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
+    assert capsys.readouterr().out == "85"
+    lines = re.findall(r"^curl .+generate.+$", page, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert '"finish_reason":"stop"' in done.stdout
 
 
 def test_two_clients_at_once_get_what_each_gets_alone(
@@ -185,34 +173,6 @@ def test_an_answer_follows_a_json_schema(server: TritonServer) -> None:
     assert json.loads(answer.text)["odd"] in (True, False)
 
 
-def test_cancelling_a_stream_frees_its_slots_at_once(server: TritonServer) -> None:
-    before = settled(server)
-    streams = [Stream(server.grpc) for _ in range(NUM_SLOTS + 2)]
-    for stream in streams[:NUM_SLOTS]:
-        stream.send(**LONG)
-        next(stream.events())
-    for stream in streams[NUM_SLOTS:]:
-        stream.send(**LONG)
-    wait_for(server, num_free_slots=0, num_queued=2)
-    for stream in streams:
-        stream.close(cancel=True)
-    after = wait_for(server, num_free_slots=NUM_SLOTS, num_queued=0, num_running=0)
-    assert after["new_tokens_total"] - before["new_tokens_total"] < 1900
-    assert cancelled_count(server) >= NUM_SLOTS + 2
-    assert ask(server.grpc, prompt=QUESTION.encode(), images=[PICTURE.read_bytes()]).text == "85"
-
-
-def test_what_the_queue_has_no_place_for_is_refused_at_once(server: TritonServer) -> None:
-    wait_for(server, num_free_slots=NUM_SLOTS)
-    stream = Stream(server.grpc)
-    for number in range(NUM_SLOTS + 70):  # 64 may wait
-        stream.send(str(number), **LONG)
-    refused = next(outputs for _, outputs, _ in stream.events() if isinstance(outputs, str))
-    assert re.search("the most; try again", refused)
-    stream.close(cancel=True)
-    assert settled(server)["num_queued"] == 0
-
-
 def test_plain_infer_over_http_is_refused_by_the_server(
     http: httpclient.InferenceServerClient,
 ) -> None:
@@ -220,16 +180,6 @@ def test_plain_infer_over_http_is_refused_by_the_server(
     prompt.set_data_from_numpy(np.array([b"Hello."], dtype=np.object_))
     with pytest.raises(InferenceServerException, match="decoupled"):
         http.infer(MODEL, [prompt])
-
-
-def test_a_request_that_takes_longer_than_it_was_given_ends_with_an_error(
-    server: TritonServer,
-) -> None:
-    with streaming(server.grpc) as stream:
-        stream.send(**LONG, timeout_us=20_000)
-        answer = stream.answer()
-    assert "was not answered within 0.02 s" in answer.error
-    wait_for(server, num_free_slots=NUM_SLOTS)
 
 
 @pytest.mark.parametrize(
@@ -368,29 +318,3 @@ def test_a_model_that_cannot_run_is_refused_with_the_reason(
     with pytest.raises(InferenceServerException, match=message):
         http.load_model("other", config=json.dumps(config))
     assert server.log.exists()
-
-
-def test_a_killed_server_leaves_no_process_behind(
-    server: TritonServer, repository: Path, tmp_path: Path
-) -> None:
-    with running_server(repository, log=tmp_path / "log", models=[MODEL]) as second:
-        children = children_of(second.pid)
-        assert len(children) == 1
-        os.kill(second.pid, signal.SIGKILL)
-        end = time.monotonic() + PATIENCE_S
-        while any(map(is_running, children)):
-            assert time.monotonic() < end
-            time.sleep(0.1)
-
-
-def children_of(pid: int) -> list[int]:
-    tasks = Path("/proc", str(pid), "task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and has not ended, though nobody may have asked how."""
-    try:
-        return " Z " not in Path("/proc", str(pid), "stat").read_text()
-    except FileNotFoundError:
-        return False
