@@ -75,3 +75,12 @@ $(VENV)/.dev: $(VENV)/.plans
 	@$(PIP) --group dev
 	@$(PIP) --no-deps torchvision==0.28.0
 	@touch $@
+
+# A real server for its tests. In an environment of its own: its Python stub needs numpy < 2.
+$(VENV)/.triton: $(VENV)/.dev
+	@echo "Installing a Triton server for the tests into $(VENV)/triton ..."
+	@$(BIN)/python -m venv $(VENV)/triton
+	@$(VENV)/triton/bin/pip install -qq --disable-pip-version-check --editable '.[serve]' 'numpy<2'
+	@$(VENV)/triton/bin/pip install -qq --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	@$(BIN)/python -m tests.triton_server
+	@touch $@

@@ -9,10 +9,12 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import typer
 
 from commands.bench import bench
+from commands.bench_serve import bench_serve
 from commands.build import build
 from commands.calibrate import calibrate
 from commands.chat import chat
 from commands.compile import compile_checkpoint
+from commands.default_group import DefaultGroup
 from commands.doctor import doctor
 from commands.eval import eval_
 from commands.export import export
@@ -22,6 +24,7 @@ from commands.plan import plan
 from commands.run import run
 from commands.serve import serve
 from commands.synth import synth
+from commands.triton import triton
 from commands.verify import verify
 
 app = typer.Typer(
@@ -44,9 +47,17 @@ app.command("inspect")(inspect)
 app.command("run")(run)
 app.command("chat")(chat)
 app.command("eval")(eval_)
-app.command("bench")(bench)
 app.command("serve")(serve)
+app.command("triton")(triton)
 app.command("compile")(compile_checkpoint)
+measuring = typer.Typer(
+    cls=DefaultGroup,
+    help="Time an artifact on this machine (bench ARTIFACT), or an endpoint (bench serve URL).",
+    no_args_is_help=True,
+)
+measuring.command("artifact")(bench)
+measuring.command("serve")(bench_serve)
+app.add_typer(measuring, name="bench")
 
 
 def main() -> None:

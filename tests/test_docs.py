@@ -17,6 +17,7 @@ import pytest
 import typer
 
 from commands.cli_page import WIDTH, cli_page
+from commands.default_group import DefaultGroup
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -80,11 +81,15 @@ def wrong_calls(page: str, app: typer.Typer) -> list[str]:
 def wrong_words(words: list[str], command: Any) -> Iterator[str]:  # noqa: ANN401  typer hides its types
     path = "tool.py"
     while words and getattr(command, "commands", None) and not words[0].startswith("-"):
-        path = f"{path} {words[0]}"
-        if words[0] not in command.commands:
-            yield f"{path}: no such command"
+        default = getattr(command, "default_command", None)
+        if words[0] in command.commands:
+            path = f"{path} {words[0]}"
+            command, words = command.commands[words[0]], words[1:]
+        elif default is not None:
+            command = command.commands[default]
+        else:
+            yield f"{path} {words[0]}: no such command"
             return
-        command, words = command.commands[words[0]], words[1:]
     known = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
     for word in words:
         flag = word.partition("=")[0]
@@ -139,7 +144,18 @@ def make_small_app() -> typer.Typer:
     def write(artifact: str) -> None:
         """Write it."""
 
+    either = typer.Typer(cls=DefaultGroup, help="Time something.")
+
+    @either.command("artifact")
+    def artifact(artifact: str, *, repeats: int = 5) -> None:
+        """Time it."""
+
+    @either.command("serve")
+    def serve(url: str, *, rate: float = 1) -> None:
+        """Time that."""
+
     app.add_typer(group, name="triton")
+    app.add_typer(either, name="bench")
     return app
 
 
@@ -156,6 +172,9 @@ def test_the_command_line_page_describes_every_shown_command() -> None:
         "## `python tool.py run`",
         "## `python tool.py triton`",
         "## `python tool.py triton write`",
+        "## `python tool.py bench`",
+        "## `python tool.py bench artifact`",
+        "## `python tool.py bench serve`",
     ]
     assert "--max-new-tokens" in page
     assert "[default: 48]" in page
@@ -214,6 +233,8 @@ making a demo
 $ python tool.py triton write \\
     artifact --force
 $ python tool.py triton read
+$ python tool.py bench artifact --repeats 3 && python tool.py bench out --rate 2
+$ python tool.py bench serve url --rate 2 && python tool.py bench serve url --repeats 3
 $ python tool.py run artifact --no-stream --max-new-tokens 3 "what is --this?"
 ```
 """
@@ -223,6 +244,8 @@ def test_planted_mistakes_in_commands_are_found() -> None:
     assert unknown_targets(PLANTED, {"demo"}) == ["bake", "deploy"]
     assert sorted(wrong_calls(PLANTED, make_small_app())) == [
         "tool.py bake: no such command",
+        "tool.py bench serve: no flag --repeats",
+        "tool.py bench: no flag --rate",
         "tool.py run: no flag --max-new-token",
         "tool.py triton read: no such command",
         "tool.py triton write: no flag --force",

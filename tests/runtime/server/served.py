@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -47,9 +47,9 @@ class Served:
             base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
         )
 
-    def post(self, body: object, headers: dict[str, Any] | None = None) -> httpx.Response:
+    def post(self, body: object, headers: dict[str, Any] | None = None) -> httpx2.Response:
         url = f"{self.url}{CHAT}"
-        return httpx.post(url, json=body, headers=headers, timeout=PATIENCE_S)
+        return httpx2.post(url, json=body, headers=headers, timeout=PATIENCE_S)
 
     def wait_until_idle(self) -> Stats:
         """Wait until nothing is inside; then every slot has to be free."""
@@ -118,9 +118,9 @@ class Pace:
 
 
 @contextmanager
-def streaming(served: Served, **fields: object) -> Iterator[httpx.Response]:
+def streaming(served: Served, **fields: object) -> Iterator[httpx2.Response]:
     body = {**ENDLESS, **fields}
-    with httpx.stream("POST", f"{served.url}{CHAT}", json=body, timeout=PATIENCE_S) as answer:
+    with httpx2.stream("POST", f"{served.url}{CHAT}", json=body, timeout=PATIENCE_S) as answer:
         yield answer
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from pydantic import BaseModel, Field
@@ -250,7 +250,7 @@ def test_the_newer_name_of_max_tokens_cuts_an_answer(served: Served) -> None:
 def test_thinking_can_be_kept_short(served: Served, field: dict[str, Any]) -> None:
     free, short = served.post({"messages": SUM}), served.post({"messages": SUM, **field})
 
-    def reasoning(answer: httpx.Response) -> int:
+    def reasoning(answer: httpx2.Response) -> int:
         count: int = answer.json()["usage"]["completion_tokens_details"]["reasoning_tokens"]
         return count
 
@@ -304,6 +304,6 @@ def test_answers_are_ascii_so_that_no_reader_takes_a_character_for_a_line_end(
     served: Served,
 ) -> None:
     body = {"messages": SUM, "stream": True, "guided_choice": ["a\u2028b\u0085c\u00e9"]}
-    answer = httpx.post(f"{served.url}{CHAT}", json=body, timeout=PATIENCE_S)
+    answer = httpx2.post(f"{served.url}{CHAT}", json=body, timeout=PATIENCE_S)
     assert answer.content.isascii()
     assert "\\u2028" in answer.text

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -49,7 +49,7 @@ def mixed_bodies() -> list[dict[str, Any]]:
     return [{**body, "stream": number % 3 == 0} for number, body in enumerate(bodies)]
 
 
-def text_of(answer: httpx.Response) -> tuple[str, str]:
+def text_of(answer: httpx2.Response) -> tuple[str, str]:
     """Thinking and answer, however they came."""
     assert answer.status_code == 200, answer.text
     if not answer.headers["content-type"].startswith("text/event-stream"):
@@ -207,10 +207,10 @@ def test_an_engine_that_fails_is_a_500_by_name_and_makes_the_server_unready(
             assert answer.status_code == 500
             assert answer.json()["error"]["code"] == "EngineFailedError"
         served.wait_until_idle()
-        assert httpx.get(ready).status_code == 503
-        assert httpx.get(f"{served.url}/health/live").status_code == 200
+        assert httpx2.get(ready).status_code == 503
+        assert httpx2.get(f"{served.url}/health/live").status_code == 200
     assert served.post({"messages": SUM}).status_code == 200
-    wait_until(lambda: httpx.get(ready).status_code == 200)
+    wait_until(lambda: httpx2.get(ready).status_code == 200)
 
 
 def test_running_streams_finish_and_new_requests_are_told_503_while_the_server_drains(
@@ -226,7 +226,7 @@ def test_running_streams_finish_and_new_requests_are_told_503_while_the_server_d
             late = served.post({"messages": SUM})
             assert (late.status_code, late.json()["error"]["code"]) == (503, "shutting_down")
             assert "retry-after" in late.headers
-            assert httpx.get(f"{served.url}/health/ready").status_code == 503
+            assert httpx2.get(f"{served.url}/health/ready").status_code == 503
             text += "".join(pieces)
         assert events_of(text)[-1] == "[DONE]"
         wait_until(lambda: served.server.should_exit)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import hypothesis
 import pytest
 import schemathesis
@@ -37,7 +37,7 @@ def send_many(served: Served, mode: GenerationMode, num: int) -> Counter[int]:
     Raises:
         FailureGroup: an answer is not one that the document promises.
     """
-    document = httpx.get(f"{served.url}/openapi.json").json()
+    document = httpx2.get(f"{served.url}/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
     checks: list[Any] = CHECKS.get_by_names(CHECKED)
     statuses: Counter[int] = Counter()

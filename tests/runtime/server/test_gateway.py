@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -36,7 +36,7 @@ def test_who_has_no_key_gets_health_and_page_only(session: Session, tmp_path: Pa
     keys = ApiKeys.load(write_keys(tmp_path, "# for the tests\nfirst\n\n  second  \n"))
     with serving(session, keys=keys) as served:
         statuses = {
-            path: httpx.get(f"{served.url}{path}").status_code
+            path: httpx2.get(f"{served.url}{path}").status_code
             for path in ("/", "/health/live", "/health/ready", "/v1/models", "/metrics", "/other")
         }
         assert statuses == {
@@ -75,9 +75,9 @@ def test_a_server_for_this_machine_answers_to_no_other_name(served: Served) -> N
     url = f"{served.url}/v1/models"
     port = served.url.rpartition(":")[2]
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST"):
-        assert httpx.get(url, headers={"host": host}).status_code == 200
+        assert httpx2.get(url, headers={"host": host}).status_code == 200
     for host in (f"evil.example:{port}", "localhost.evil.example", "192.168.0.7"):
-        assert httpx.get(url, headers={"host": host}).status_code == 421
+        assert httpx2.get(url, headers={"host": host}).status_code == 421
 
 
 def test_other_origins_are_told_nothing_unless_they_are_named(
@@ -92,13 +92,13 @@ def test_other_origins_are_told_nothing_unless_they_are_named(
     allowed = "access-control-allow-origin"
     with serving(session) as served:
         url = f"{served.url}/v1/chat/completions"
-        assert allowed not in httpx.options(url, headers=preflight).headers
-        assert allowed not in httpx.get(served.url, headers=preflight).headers
+        assert allowed not in httpx2.options(url, headers=preflight).headers
+        assert allowed not in httpx2.get(served.url, headers=preflight).headers
     with serving(session, keys=keys, cors_origins=("https://a.example",)) as served:
         url = f"{served.url}/v1/chat/completions"
-        answer = httpx.options(url, headers=preflight)
+        answer = httpx2.options(url, headers=preflight)
         assert (answer.status_code, answer.headers[allowed]) == (200, "https://a.example")
-        other = httpx.options(url, headers={**preflight, "origin": "https://b.example"})
+        other = httpx2.options(url, headers={**preflight, "origin": "https://b.example"})
         assert allowed not in other.headers
 
 
@@ -146,7 +146,7 @@ def test_the_log_has_one_line_for_each_request_and_nothing_that_was_said(
     with caplog.at_level(logging.INFO, ACCESS_LOG):
         served.post({"messages": SUM}, headers={"x-request-id": "mine"})
         served.post({"messages": SUM, "secret-field": 1})
-        httpx.get(f"{served.url}/secret-path?secret=1")
+        httpx2.get(f"{served.url}/secret-path?secret=1")
         served.wait_until_idle()
     lines = [one.getMessage() for one in caplog.records if one.name == ACCESS_LOG]
     good, bad, lost = map(json.loads, lines)
@@ -162,9 +162,9 @@ def test_the_numbers_tell_what_happened(served: Served) -> None:
     for _ in range(2):
         served.post({"messages": SUM})
     served.post({})
-    httpx.get(f"{served.url}/nowhere")
+    httpx2.get(f"{served.url}/nowhere")
     served.wait_until_idle()
-    answer = httpx.get(f"{served.url}/metrics")
+    answer = httpx2.get(f"{served.url}/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     samples = {
         (sample.name, *sample.labels.values()): sample.value

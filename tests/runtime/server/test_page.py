@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from runtime import Session
@@ -235,7 +235,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_the_page_is_whole_in_itself_and_runs_nothing_foreign(served: Served) -> None:
-    answer = httpx.get(served.url)
+    answer = httpx2.get(served.url)
     assert answer.status_code == 200
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", answer.text)
     assert not re.search(r"\son\w+\s*=\s*[\"']|style\s*=\s*[\"']", answer.text)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.runtime.server.served import CHAT, PATIENCE_S, text_message
@@ -69,10 +69,10 @@ def test_the_commands_of_the_page_work_and_sigterm_lets_streams_finish(
         body = {"messages": text_message(SECRET), "guided_regex": "[a-z]{400}", "stream": True}
         streams: list[str] = []
 
-        def read(answer: httpx.Response) -> None:
+        def read(answer: httpx2.Response) -> None:
             streams.append(answer.read().decode())
 
-        with httpx.Client(timeout=PATIENCE_S) as client:
+        with httpx2.Client(timeout=PATIENCE_S) as client:
             answers = [
                 client.send(client.build_request("POST", f"{url}{CHAT}", json=body), stream=True)
                 for _ in range(4)
@@ -101,12 +101,12 @@ def test_the_wheel_s_own_command_serves_and_a_second_ctrl_c_ends_what_runs(
         "Content-Length: 99\r\nExpect: 100-continue\r\n\r\n"
     )
     with server_process(WHEEL, nano, log, *words) as (process, url):
-        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "one"
+        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["id"] == "one"
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
             client.sendall(head.encode())
             assert client.recv(99).startswith(b"HTTP/1.1 100"), "its body is being waited for"
             process.send_signal(signal.SIGINT)
-            while httpx.get(f"{url}/health/ready").status_code == 200:
+            while httpx2.get(f"{url}/health/ready").status_code == 200:
                 threading.Event().wait(0.01)
             assert process.poll() is None, "it waits for that request"
             process.send_signal(signal.SIGINT)

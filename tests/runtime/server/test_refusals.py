@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -30,8 +30,8 @@ def _leaves_nothing_behind(served: Served) -> Iterator[None]:
     served.wait_until_idle()
 
 
-def post_raw(served: Served, body: bytes, kind: str = "application/json") -> httpx.Response:
-    return httpx.post(
+def post_raw(served: Served, body: bytes, kind: str = "application/json") -> httpx2.Response:
+    return httpx2.post(
         f"{served.url}{CHAT}", content=body, headers={"content-type": kind}, timeout=PATIENCE_S
     )
 
@@ -223,7 +223,7 @@ def test_an_oversized_body_is_refused_by_its_length_and_while_it_comes(served: S
     def in_parts() -> Iterator[bytes]:
         yield from (b" " * 30_000 for _ in range(4))
 
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{served.url}{CHAT}",
         content=in_parts(),
         headers={"content-type": "application/json"},
@@ -253,7 +253,7 @@ def test_another_content_type_is_a_415(served: Served) -> None:
 def test_other_paths_and_methods_are_refused_in_the_same_form(
     served: Served, method: str, path: str, status: int
 ) -> None:
-    answer = httpx.request(method, f"{served.url}{path}", timeout=PATIENCE_S)
+    answer = httpx2.request(method, f"{served.url}{path}", timeout=PATIENCE_S)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 

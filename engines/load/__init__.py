@@ -1,0 +1,1 @@
+"""Drives an endpoint as many clients would, and measures what they get."""
