@@ -10,7 +10,8 @@
     ├── GateError               a calibration that loses or has seen too little
     ├── cuda.CudaError          a call of the CUDA driver failed
     ├── generation.constraint    an answer that cannot follow its grammar
-    └── scheduling.errors        queue, deadlines, engine failures, of many requests at once
+    ├── scheduling.errors        queue, deadlines, engine failures, of many requests at once
+    └── server.api_errors        what a client of the server is told, with its HTTP status
 
 Bugs stay built-in errors. The command line prints a `KimiVLError` as one line and exits with 1.
 """

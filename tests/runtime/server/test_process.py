@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TOOL = ["tool.py", "serve"]
 WHEEL = ["-m", "runtime.server"]
 SECRET = "What is 4 + 38?"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "serving.md")
 CURL = re.compile(r"```bash\n((?:curl|echo).*?)```", re.DOTALL)
 
 pytestmark = pytest.mark.slow
@@ -56,16 +57,16 @@ def run_shell(text: str, url: str) -> Any:  # noqa: ANN401  any JSON value
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_commands_of_the_page_work_and_sigterm_lets_streams_finish(
+def test_the_commands_of_the_pages_work_and_sigterm_lets_streams_finish(
     nano: Path, tmp_path: Path
 ) -> None:
-    commands = CURL.findall((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
-    assert len(commands) == 2
+    commands = CURL.findall("".join(page.read_text(encoding="utf-8") for page in PAGES))
+    assert len(commands) == 3
     log = tmp_path / "log"
     with server_process(TOOL, nano, log) as (process, url):
         sums = [run_shell(text, url)["choices"][0]["message"]["content"] for text in commands]
         assert all(text.isdecimal() for text in sums)
-        assert sums[1] == "85", "47 and 38, which the picture shows"
+        assert sums[2] == "85", "47 and 38, which the picture shows"
         body = {"messages": text_message(SECRET), "guided_regex": "[a-z]{400}", "stream": True}
         streams: list[str] = []
 
@@ -85,7 +86,7 @@ def test_the_commands_of_the_page_work_and_sigterm_lets_streams_finish(
     assert (process.returncode, output) == (0, b"")
     lines = log.read_text().splitlines()
     records = [json.loads(line) for line in lines[1:]]
-    assert len(records) == 6
+    assert len(records) == len(commands) + len(streams)
     assert {(one["path"], one["status"]) for one in records} == {(CHAT, 200)}
     assert all(one["new_tokens"] > 0 and one["prompt_tokens"] > 0 for one in records)
     assert SECRET not in log.read_text()
