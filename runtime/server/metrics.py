@@ -112,7 +112,6 @@ class _SchedulerCollector(Collector):
 def _counts(stats: Stats) -> tuple[tuple[str, str, int], ...]:
     return (
         ("kimivl_submitted", "Requests accepted.", stats.submitted),
-        ("kimivl_refused", "Requests refused by a full queue.", stats.refused),
         ("kimivl_prompt_tokens", "Tokens of prompts, reused ones too.", stats.prompt_tokens),
         ("kimivl_prefix_hit_tokens", "Prompt tokens found in slots.", stats.reused_tokens),
         ("kimivl_prefix_hit_requests", "Requests that found some.", stats.reusing_requests),

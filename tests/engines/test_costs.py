@@ -7,6 +7,8 @@ from statistics import median
 
 import pytest
 
+from calibration.data import turns
+from engines import work
 from engines.costs import Speed, StageCost, artifact_cost
 from engines.cpu.costs import cpu_costs, cpu_speeds
 from engines.options import BuildOptions
@@ -226,6 +228,12 @@ def test_longer_samples_take_more_of_everything() -> None:
     assert most.time_s > less.time_s
     assert less.memory_of.startswith("head in fp32")
     assert most.memory_of == "layer_01 in fp32, attention of a sample"
+
+
+def test_turns_are_counted_as_calibration_makes_them() -> None:
+    counted = (work.MOST_JOINED, work.SINGLES_FOR_JOINED, work.TURNS, work.MOST_TURN_TOKENS)
+    made = (turns.MAX_CONVERSATIONS, turns.HELD_OUT_FOR_ONE, turns.MAX_TURNS, turns.MAX_TOKENS)
+    assert counted == made, "engines may not import calibration: this is where they meet"
 
 
 def test_a_stored_checkpoint_is_exported_in_blocks() -> None:
