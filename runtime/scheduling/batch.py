@@ -27,7 +27,7 @@ from .features import FeatureCache
 from .job import Job
 from .options import SchedulerOptions
 from .slots import Match, SlotTable, reusable_length
-from .statistics import Counters, Measure, Observer
+from .statistics import Counters, Measure, Observer, Step
 
 _SHARE_OF_LATEST = 0.2
 
@@ -107,10 +107,10 @@ class RunningBatch:
     def _prepare(self, job: Job) -> None:
         """Do one unit for one prompt."""
         if not job.has_begun:
-            self._attempt([job], lambda: self._begin(job))
+            self._attempt("prefill", [job], lambda: self._begin(job))
         if job.is_ended or self._encode(job):
             return
-        for row in self._attempt([job], lambda: self._prefill(job)):
+        for row in self._attempt("prefill", [job], lambda: self._prefill(job)):
             self._take(job, row)
 
     def _begin(self, job: Job) -> list[Row]:
@@ -154,7 +154,10 @@ class RunningBatch:
                 try:
                     self.features.keep(key, run.encode_next(self._engine))
                     counters.images_encoded += 1
+                    counters.failures.end("encode")
                 except Exception as error:  # noqa: BLE001  it is told to the request
+                    if not isinstance(error, KimiVLError):  # then it is this image's own
+                        counters.failures.add("encode")
                     self._end(job, named(error, EngineFailedError, "an image was not encoded"))
                 return True
             run.give(known)
@@ -166,23 +169,24 @@ class RunningBatch:
         chunk = self._chunk if is_alone else self._chunk_beside_decoding
         row = job.run.prefill_next(self._engine, chunk)
         self._counters.prefill_steps += 1
-        self._counters.failures_in_a_row = 0
+        self._counters.failures.end("prefill")
         return [] if row is None else [row]
 
     def _decode(self, jobs: Sequence[Job]) -> None:
-        rows = self._attempt(jobs, lambda: decode(self._engine, [job.run for job in jobs]))
+        runs = [job.run for job in jobs]
+        rows = self._attempt("decode", jobs, lambda: decode(self._engine, runs))
         if rows:
             self._counters.decode_steps += 1
-            self._counters.failures_in_a_row = 0
+            self._counters.failures.end("decode")
         for job, row in zip(jobs, rows, strict=False):  # no rows if the step has failed
             self._take(job, row)
 
-    def _attempt(self, jobs: Sequence[Job], step: Callable[[], list[Row]]) -> list[Row]:
+    def _attempt(self, kind: Step, jobs: Sequence[Job], step: Callable[[], list[Row]]) -> list[Row]:
         """Let the engine work for some requests; end them all if it raises."""
         try:
             rows = step()
         except Exception as error:  # noqa: BLE001  it is told to those requests
-            self._counters.failures_in_a_row += 1
+            self._counters.failures.add(kind)
             for job in jobs:
                 failure = named(error, EngineFailedError, "a step of the engine failed")
                 self._end(job, failure, is_lost=True)

@@ -28,6 +28,14 @@ class ClosedError(KimiVLError):
 class DeadlineError(KimiVLError):
     """The request waited longer, or took longer, than it was given."""
 
+    @classmethod
+    def unanswered(cls, given_s: float) -> "DeadlineError":
+        """Tell that all the time that a request was given is over."""
+        return cls(
+            f"the request was not answered within {given_s:g} s; ask for fewer tokens or "
+            "give it longer"
+        )
+
 
 class EngineFailedError(KimiVLError):
     """The engine raised something in a step that this request was part of."""

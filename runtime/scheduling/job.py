@@ -13,12 +13,27 @@ from .options import Deadlines
 class Job:
     """A request, who waits for it, and its run once it has a slot."""
 
-    def __init__(self, handle: Handle, content: Content, deadlines: Deadlines) -> None:
-        """Note when the request was submitted; `content` is its prompt."""
+    def __init__(
+        self,
+        handle: Handle,
+        content: Content,
+        deadlines: Deadlines,
+        *,
+        arrived: float | None = None,
+    ) -> None:
+        """Note when the request was submitted.
+
+        Args:
+            handle: of the request.
+            content: its prompt.
+            deadlines: how long it may take.
+            arrived: when it came to whoever submits it, by `time.monotonic`; now, if left out.
+        """
         self.handle = handle
         self.content = content
         self._deadlines = deadlines
-        self._submitted = self._last_token = monotonic()
+        self._submitted = monotonic()
+        self._arrived = self._last_token = self._submitted if arrived is None else arrived
         self._admitted = 0.0
         self._run: SlotRun | None = None
         self.has_begun = False
@@ -73,8 +88,8 @@ class Job:
 
     @property
     def age_s(self) -> float:
-        """How long ago it was submitted."""
-        return monotonic() - self._submitted
+        """How long ago it arrived."""
+        return monotonic() - self._arrived
 
     def admit(self, run: SlotRun) -> None:
         """Give it a run in a slot."""
@@ -82,19 +97,17 @@ class Job:
         self._admitted = monotonic()
 
     def lap_s(self) -> float:
-        """Give the time since the token before, or since the submission."""
+        """Give the time since the token before, or since the arrival."""
         before, self._last_token = self._last_token, monotonic()
         return self._last_token - before
 
     def overdue(self) -> DeadlineError | None:
         """Tell whether it has taken longer than it was given."""
-        age, given = self.age_s, self._deadlines
-        if given.total_s is not None and age > given.total_s:
-            return DeadlineError(
-                f"the request was not answered within {given.total_s:g} s; ask for fewer tokens or "
-                "give it longer"
-            )
-        if self._run is None and given.queue_s is not None and age > given.queue_s:
+        given, now = self._deadlines, monotonic()
+        if given.total_s is not None and now - self._arrived > given.total_s:
+            return DeadlineError.unanswered(given.total_s)
+        is_waiting = self._run is None
+        if is_waiting and given.queue_s is not None and now - self._submitted > given.queue_s:
             return DeadlineError(
                 f"the request waited {given.queue_s:g} s for a slot and got none; try again later"
             )

@@ -40,16 +40,16 @@ class SchedulerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """How long a request may take, from its submission; None is without end.
+    """How long a request may take; None is without end.
 
     Raises:
         InputError: a value is not positive.
     """
 
     queue_s: float | None = None
-    """Until it has a slot."""
+    """From its submission until it has a slot."""
     total_s: float | None = None
-    """Until its last token."""
+    """From its arrival until its last token."""
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""

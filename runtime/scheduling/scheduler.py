@@ -75,6 +75,7 @@ class Scheduler:
         *,
         deadlines: Deadlines | None = None,
         listener: Listener | None = None,
+        arrived: float | None = None,
     ) -> Handle:
         """Queue a request.
 
@@ -82,6 +83,8 @@ class Scheduler:
             request: with a checked constraint, if any; it can be submitted once.
             deadlines: none, if left out.
             listener: told every event; without one the handle keeps them for its reader.
+            arrived: when it came, by `time.monotonic`, for who had to prepare it: what is measured
+                and limited as a whole begins there. Now, if left out.
 
         Raises:
             CapacityError: the prompt does not fit, told at once.
@@ -94,7 +97,7 @@ class Scheduler:
         check_prompt(request.prompt, self._limits)
         content = Content.of_prompt(request.prompt)
         handle = Handle(request, listener=listener, wake=self._wake)
-        job = Job(handle, content, deadlines or Deadlines())
+        job = Job(handle, content, deadlines or Deadlines(), arrived=arrived)
         with self._changed:
             if not self._is_open:
                 raise ClosedError("no new requests are taken: the service is shutting down")
@@ -109,14 +112,24 @@ class Scheduler:
         return handle
 
     def stats(self) -> Stats:
-        """Give the counts as they were after the last turn, and the queue as it is now."""
+        """Give the counts as they were after the last turn, with what was submitted since.
+
+        Who was given a slot since counts as queued: everybody is in one of the two counts.
+        """
         with self._changed:
+            since = self._submitted - self._stats.submitted
             return replace(
                 self._stats,
-                num_queued=len(self._queue),
+                num_queued=self._stats.num_queued + since,
                 submitted=self._submitted,
                 refused=self._refused,
+                failures_in_a_row=self._counters.failures.in_a_row(),
             )
+
+    @property
+    def retry_after_s(self) -> float:
+        """How soon a place should be free again: a request gets a slot on average this often."""
+        return max(_LEAST_RETRY_S, self._batch.mean_held_s / self._limits.max_slots)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take no new requests, and wait until those there are have ended; tell if they have."""
@@ -144,8 +157,7 @@ class Scheduler:
         self.close()
 
     def _full(self, waiting: int) -> QueueFullError:
-        # A place gets free when a request gets a slot, and so on average this often.
-        retry_after_s = max(_LEAST_RETRY_S, self._batch.mean_held_s / self._limits.max_slots)
+        retry_after_s = self.retry_after_s
         return QueueFullError(
             f"{waiting} requests are waiting, which is the most; try again in "
             f"{retry_after_s:.0f} s",
@@ -246,5 +258,5 @@ class Scheduler:
             images_reused=counters.images_reused,
             decode_steps=counters.decode_steps,
             prefill_steps=counters.prefill_steps,
-            failures_in_a_row=counters.failures_in_a_row,
+            failures_in_a_row=counters.failures.in_a_row(),
         )

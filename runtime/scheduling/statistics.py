@@ -3,12 +3,16 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Literal
 
 Measure = Literal["queue_s", "time_to_first_token_s", "time_per_token_s", "total_s"]
-"""`queue_s`: from submission to a slot. `time_to_first_token_s`: from submission, too.
-`time_per_token_s`: between two tokens of a request. `total_s`: from submission to the end, however
-it ended."""
+"""`queue_s`: from submission to a slot. `time_to_first_token_s`: from the request's arrival, which
+is its submission unless that says otherwise. `time_per_token_s`: between two tokens of a request.
+`total_s`: from the arrival to the end, however it ended."""
+
+RECOVERY_S = 30.0
+"""So long after its last failure an engine counts as failing."""
 
 Observer = Callable[[Measure, float], None]
 """Told every single measurement, in the scheduler's thread; for histograms."""
@@ -46,7 +50,41 @@ class Stats:
     decode_steps: int
     prefill_steps: int
     failures_in_a_row: int
-    """Steps of the engine that raised since the last one that did not."""
+    """Steps of one kind that raised since the last of its kind that did not, of the kind with the
+    most; 0 when the last failure is half a minute old, so that somebody tries again."""
+
+
+Step = Literal["encode", "prefill", "decode"]
+"""What an engine does."""
+
+
+class Failures:
+    """Failed steps in a row, by their kind: one that works says nothing about another."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._counts: Counter[Step] = Counter()
+        self._latest: dict[Step, float] = {}
+
+    def add(self, step: Step) -> None:
+        """Count a step that raised."""
+        self._latest[step] = monotonic()
+        self._counts[step] += 1
+
+    def end(self, step: Step) -> None:
+        """Begin anew behind a step that did not raise."""
+        self._counts[step] = 0
+
+    def in_a_row(self) -> int:
+        """Give the count of the kind with the most, without those that failed long ago.
+
+        Who is told that nothing works sends nothing, and without a request nothing is tried.
+        """
+        long_ago = monotonic() - RECOVERY_S
+        return max(
+            (self._counts[step] for step, when in [*self._latest.items()] if when > long_ago),
+            default=0,
+        )
 
 
 @dataclass(kw_only=True)
@@ -61,6 +99,6 @@ class Counters:
     images_reused: int = 0
     decode_steps: int = 0
     prefill_steps: int = 0
-    failures_in_a_row: int = 0
+    failures: Failures = field(default_factory=Failures)
     ended: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)

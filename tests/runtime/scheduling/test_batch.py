@@ -223,11 +223,11 @@ def test_a_step_that_raises_ends_those_in_it_and_the_next_requests_are_answered(
         error = end_of(job).error
         assert isinstance(error, EngineFailedError)
         assert "the device is lost" in str(error)
-    assert drive.counters.failures_in_a_row == 1
+    assert drive.counters.failures.in_a_row() == 1
     engine.before_step = lambda call: None
     drive.finish()
     assert ids_said(waiting.request) == say_alone(waiting.request)
-    assert drive.counters.failures_in_a_row == 0
+    assert drive.counters.failures.in_a_row() == 0
     again = drive.answer(ask(*range(4), max_new_tokens=30))
     assert again.run.num_reused == 0
 
