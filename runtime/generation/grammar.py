@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _BLANKS = r"[ \n\t]{0,20}"
 """White space between two parts of JSON. Without an end a model may write nothing else."""
+_BACKTRACE = "<backtrace>"
 _SHOWN = 300
 
 
@@ -90,9 +91,14 @@ class GrammarCompiler:
         matcher = self._library.LLMatcher(self._vocabulary, grammar, log_level=0)
         problems = [matcher.get_error()] if matcher.is_error() else matcher.get_grammar_warnings()
         if problems:
-            listed = "; ".join(" ".join(problem.split())[:_SHOWN] for problem in problems)
+            listed = "; ".join(map(_shorten, problems))
             raise InputError(f"{what}: {listed}")
         return LlGrammar(matcher, self._rules)
+
+
+def _shorten(problem: str) -> str:
+    """Say in one line what the library says, without the backtrace of a mistake of its own."""
+    return " ".join(problem.partition(_BACKTRACE)[0].split())[:_SHOWN]
 
 
 class LlGrammar:
@@ -132,7 +138,7 @@ class _Matching:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:_SHOWN]
+            reason = _shorten(self._matcher.get_error())
             raise ConstraintError(f"the answer can no longer follow its grammar: {reason}")
 
 

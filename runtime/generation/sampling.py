@@ -23,6 +23,9 @@ from ..errors import InputError, describe_problems
 MAX_LOGPROBS = 20
 """Most alternatives that one token can report."""
 
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0
+"""Of the repetition penalty: far outside of what makes sense, and every logit stays finite."""
+
 _FIRST_NUCLEUS = 256
 _NUCLEUS_GROWTH = 16
 
@@ -60,7 +63,11 @@ class Sampling:
             ("temperature", lambda x: 0 <= x < math.inf, "0 (greedy) or a positive number"),
             ("top_p", lambda x: 0 < x <= 1, "a number above 0 and at most 1 (1 = all)"),
             ("min_p", lambda x: 0 <= x <= 1, "a number from 0 (all) to 1"),
-            ("repetition_penalty", lambda x: 0 < x < math.inf, "a positive number (1 = none)"),
+            (
+                "repetition_penalty",
+                lambda x: LEAST_PENALTY <= x <= MOST_PENALTY,
+                f"a number from {LEAST_PENALTY:g} to {MOST_PENALTY:g} (1 = none)",
+            ),
         ]
         problems = [
             f"{name}: expected {wanted}, found {getattr(self, name)!r}"

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,18 @@ def test_a_model_that_does_not_want_to_think_is_not_led_to_it(compiler: GrammarC
         FakeEngine(table, make_limits(max_tokens=512)), compiler.from_regex("[a-c]{3}")
     )
     assert (text, thinking) == ("aaa", "")
+
+
+def test_a_mistake_of_the_library_is_told_without_its_backtrace(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matcher = SimpleNamespace(
+        is_error=lambda: True, get_error=lambda: "panic: too much\n<backtrace>\n0: /home/x.rs"
+    )
+    library = SimpleNamespace(LLMatcher=lambda *words, **more: matcher)
+    monkeypatch.setattr(compiler, "_library", library)
+    with pytest.raises(InputError, match=r"\Agrammar: panic: too much\Z"):
+        compiler._compile("grammar", "")
 
 
 def test_patterns_and_grammars_that_cannot_be_understood_are_refused(
