@@ -80,8 +80,7 @@ def _behind_each_other(questions: Iterable[Example], *, repeats_images: bool) ->
 
 def _turn(example: Example) -> Example:
     """Forget what earlier answers thought."""
-    last = Message(role="user", parts=(Text(text=""),))  # the only one that would be kept whole
-    return replace(example, messages=drop_thinking((*example.messages, last))[:-1])
+    return replace(example, messages=drop_thinking(example.messages))
 
 
 def _without_images(message: Message) -> Message:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..config import KimiVLConfig
 from ..errors import CheckpointError, InputError
 from .images import load_image
-from .messages import Image, Message, parse_messages
+from .messages import Image, Message, images_of, parse_messages
 from .patches import ImageRule, PatchedImage
 from .template import ChatTemplate
 from .tokenizer import Tokenizer
@@ -79,6 +79,7 @@ class PromptEncoder:
         messages: Sequence[Message] | Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        images: Sequence[PatchedImage] | None = None,
     ) -> Prompt:
         """Turn a conversation into ids and patches.
 
@@ -86,6 +87,8 @@ class PromptEncoder:
             messages: what `parse_messages` gave, or takes. A server calls it first, with
                 `allow_paths=False`.
             add_generation_prompt: whether to open the assistant's next answer.
+            images: what `open_image` made of the messages' images, in order, for who has opened
+                them one by one; left out, they are opened here.
 
         Raises:
             InputError: a message or image cannot be used, or the template writes another number
@@ -94,24 +97,27 @@ class PromptEncoder:
             CheckpointError: the chat template fails on these messages.
         """
         parsed = parse_messages(messages)
-        images = tuple(
-            self.rule.patchify(load_image(part.source))
-            for message in parsed
-            for part in message.parts
-            if isinstance(part, Image)
-        )
+        if images is None:
+            images = [self.open_image(image) for image in images_of(parsed)]
         ids = self.template.encode(
             parsed, self.tokenizer, add_generation_prompt=add_generation_prompt
         )
         return Prompt(
             ids=self._expand(np.asarray(ids, dtype=np.int64), images),
-            images=images,
+            images=tuple(images),
             media_token_id=self.media_token_id,
         )
 
-    def _expand(
-        self, ids: NDArray[np.int64], images: tuple[PatchedImage, ...]
-    ) -> NDArray[np.int64]:
+    def open_image(self, image: Image) -> PatchedImage:
+        """Open one image of a message and cut it into patches.
+
+        Raises:
+            InputError: it cannot be used.
+            CapacityError: it is over the limits of `load_image`.
+        """
+        return self.rule.patchify(load_image(image.source))
+
+    def _expand(self, ids: NDArray[np.int64], images: Sequence[PatchedImage]) -> NDArray[np.int64]:
         is_media = ids == self.media_token_id
         num_places = int(is_media.sum())
         if num_places != len(images):

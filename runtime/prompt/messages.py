@@ -6,6 +6,7 @@ Images stay what they were given as: nothing is opened, decoded or fetched here.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ ImageSource = str | Path | bytes | PillowImage.Image
 """A path, a data URL, the bytes of an image file, or an open image."""
 
 # Keys that clients send back with an answer; they say nothing to the chat template.
-_INERT_KEYS = frozenset({"reasoning_content"})
+_INERT_KEYS = frozenset({"reasoning_content", "reasoning", "parsed"})
+_INERT_PART_KEYS = frozenset({"prompt_cache_breakpoint"})
+_MOST_PROBLEMS = 100
+"""At so many the reading ends: a long list of bad messages costs no more than a short one."""
+_SHOWN = 60
+"""Characters of what a request says that a problem repeats."""
+_MOST_KEYS = 10
 _EMPTY: tuple[Any, ...] = (None, [], "", {})
 # Only at the start, as the stream of an answer is read. `\Z`: an answer that ran out of tokens
 # has no closing marker, and all of it is thinking.
@@ -75,7 +82,8 @@ def parse_messages(messages: object, *, allow_paths: bool = True) -> tuple[Messa
             otherwise a request reads the server's files.
 
     Raises:
-        InputError: some message is not of that form; all problems are named, counted from 0.
+        InputError: some message is not of that form; all problems are named, up to a hundred,
+            counted from 0.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise InputError(f"messages: expected a list, found {type(messages).__name__}")
@@ -88,13 +96,17 @@ def parse_messages(messages: object, *, allow_paths: bool = True) -> tuple[Messa
     return parsed
 
 
-def drop_thinking(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Remove the thinking from earlier answers, which the chat template leaves in.
+def images_of(messages: Sequence[Message]) -> list[Image]:
+    """List the images of a conversation in their order."""
+    return [part for message in messages for part in message.parts if isinstance(part, Image)]
 
-    The last message is kept whole: an answer at that place is one to be continued.
+
+def drop_thinking(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Remove the thinking from answers, which the chat template leaves in.
+
+    From the last message too: a new answer is begun behind it, it is not continued.
     """
-    earlier = (_drop_from(message) for message in messages[:-1])
-    return (*earlier, *messages[-1:])
+    return tuple(map(_drop_from, messages))
 
 
 def _drop_from(message: Message) -> Message:
@@ -123,7 +135,7 @@ class _Parser:
             return Message(role="user", parts=())
         role = message.get("role")
         if role not in ROLES:
-            self._problem(where, f"unknown role {role!r}; use one of {', '.join(ROLES)}")
+            self._problem(where, f"unknown role {_short(role)}; use one of {', '.join(ROLES)}")
             role = ROLES[0]
         name = message.get("name")
         if name is not None and not isinstance(name, str):
@@ -158,9 +170,9 @@ class _Parser:
             "video": self._video,
         }
         if not isinstance(kind, str) or kind not in readers:
-            self._problem(where, f"unknown type {kind!r}; use one of {', '.join(readers)}")
+            self._problem(where, f"unknown type {_short(kind)}; use one of {', '.join(readers)}")
             return ()
-        self._refuse_others(where, part, known={"type", kind})
+        self._refuse_others(where, part, known={"type", kind} | _INERT_PART_KEYS)
         return readers[kind](where, part[kind]) if kind in part else self._absent(where, kind)
 
     def _absent(self, where: str, kind: str) -> tuple[Part, ...]:
@@ -204,7 +216,7 @@ class _Parser:
         url = _URL.match(source) if isinstance(source, str) else None
         if url is not None:
             self._problem(
-                where, f"{url[1]} addresses are not fetched; send the image as a data URL"
+                where, f"{url[1][:_SHOWN]} addresses are not fetched; send the image as a data URL"
             )
         elif isinstance(source, str) and source[:5].lower() == "data:":
             pass
@@ -213,11 +225,22 @@ class _Parser:
         return (Image(source=source),)
 
     def _refuse_others(self, where: str, fields: Mapping[str, Any], *, known: set[str]) -> None:
-        others = [
-            str(key) for key, value in fields.items() if key not in known and value not in _EMPTY
-        ]
-        if others:
-            self._problem(where, f"unknown keys: {', '.join(others)}")
+        others = (key for key, value in fields.items() if key not in known and value not in _EMPTY)
+        first = [str(key)[:_SHOWN] for key in islice(others, _MOST_KEYS + 1)]
+        if len(first) > _MOST_KEYS:
+            first[_MOST_KEYS] = "and more"
+        if first:
+            self._problem(where, f"unknown keys: {', '.join(first)}")
 
     def _problem(self, where: str, text: str) -> None:
         self.problems.append(f"{where}: {text}")
+        if len(self.problems) >= _MOST_PROBLEMS:
+            raise InputError(
+                describe_problems("messages, not read on behind so many", self.problems)
+            )
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value[:_SHOWN])
+    return repr(value) if value is None else f"of kind {type(value).__name__}"

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,44 @@ def test_thinking_of_earlier_answers_is_dropped(text: str, rest: str) -> None:
     assert (dropped[0], dropped[2]) == (messages[0], messages[2])
 
 
-def test_thinking_of_an_answer_to_be_continued_is_kept() -> None:
+def test_thinking_of_an_answer_at_the_end_is_dropped_too() -> None:
     messages = parse_messages([{"role": "assistant", "content": "◁think▷a◁/think▷b"}])
-    assert drop_thinking(messages) == messages
+    assert drop_thinking(messages)[0].parts == (Text(text="b"),)
     assert drop_thinking(()) == ()
+
+
+def test_what_clients_send_back_with_an_answer_is_taken() -> None:
+    sent_back = {"reasoning_content": "so", "reasoning": "so", "parsed": {"total": 42}}
+    messages = [{"role": "assistant", "content": "42", **sent_back}]
+    assert parse_messages(messages) == parse_messages([{"role": "assistant", "content": "42"}])
+
+
+def test_a_long_list_of_bad_messages_is_not_read_to_its_end() -> None:
+    read: list[int] = []
+
+    class Endless(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            for number in range(10_000):
+                read.append(number)
+                yield {}
+
+    with pytest.raises(InputError, match="not read on behind so many: 100 problems") as caught:
+        parse_messages(Endless([0]))
+    assert len(read) == 50, "each has two problems"
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "x" * 100_000, "content": "a"},
+        {"role": ["x"] * 100_000, "content": "a"},
+        {"role": "user", "content": [{"type": "x" * 100_000}]},
+        {"role": "user", "content": "a", **{f"x{n:0100}": 1 for n in range(1000)}},
+        *user({"type": "image", "image": f"{'x' * 100_000}://"}),
+    ],
+)
+def test_a_problem_repeats_little_of_what_is_wrong(message: object) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_messages([message])
+    assert len(str(caught.value)) < 1000
