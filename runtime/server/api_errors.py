@@ -20,7 +20,14 @@ from typing import Any
 
 from ..errors import CapacityError, CheckpointError, InputError, KimiVLError, UnsupportedError
 from ..generation.constraint import ConstraintError
-from ..scheduling.errors import ClosedError, DeadlineError, QueueFullError
+from ..scheduling.errors import (
+    ClosedError,
+    DeadlineError,
+    EngineFailedError,
+    HandlingError,
+    QueueFullError,
+    SchedulerError,
+)
 
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 
@@ -36,6 +43,13 @@ _BY_CLASS: tuple[tuple[type[KimiVLError], int, str, str], ...] = (
     # The template cannot say these messages: they, not the server, have to change.
     (CheckpointError, 400, _INVALID, "chat_template"),
 )
+# Their own texts tell of files and libraries: clients are told these, the log the others.
+_INNER: tuple[tuple[type[KimiVLError], str], ...] = (
+    (CheckpointError, "the model's chat template cannot say these messages"),
+    (EngineFailedError, "the engine failed in a step that this request was part of"),
+    (HandlingError, "the server failed at this request's tokens"),
+    (SchedulerError, "the server made a mistake; what was running was ended"),
+)
 
 
 class ApiError(KimiVLError):
@@ -50,6 +64,7 @@ class ApiError(KimiVLError):
         kind: str = _INVALID,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        cause: str | None = None,
     ) -> None:
         """Describe an error.
 
@@ -60,6 +75,7 @@ class ApiError(KimiVLError):
             kind: `type` in the answer.
             param: the field of the request that is wrong.
             headers: of the answer.
+            cause: for the log alone.
         """
         super().__init__(message)
         self.status = status
@@ -67,18 +83,22 @@ class ApiError(KimiVLError):
         self.kind = kind
         self.param = param
         self.headers = dict(headers or {})
+        self.cause = cause
 
     @classmethod
     def from_error(cls, error: Exception) -> "ApiError":
         """Tell a client about any error; of our own mistakes it learns no details."""
         if isinstance(error, cls):
             return error
+        if not isinstance(error, KimiVLError):
+            return cls(500, "the server made a mistake", kind=_SERVER, code="internal_error")
+        fixed = next((text for kind, text in _INNER if isinstance(error, kind)), None)
+        message, cause = (str(error), None) if fixed is None else (fixed, _cause_of(error))
         for kind, status, api_kind, code in _BY_CLASS:
             if isinstance(error, kind):
-                return cls(status, str(error), kind=api_kind, code=code, headers=_retry(error))
-        if isinstance(error, KimiVLError):
-            return cls(500, str(error), kind=_SERVER, code=type(error).__name__)
-        return cls(500, "the server made a mistake", kind=_SERVER, code="internal_error")
+                headers = _retry(error)
+                return cls(status, message, kind=api_kind, code=code, headers=headers, cause=cause)
+        return cls(500, message, kind=_SERVER, code=type(error).__name__, cause=cause)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -91,6 +111,13 @@ class ApiError(KimiVLError):
                 "code": self.code,
             }
         }
+
+
+def _cause_of(error: KimiVLError) -> str:
+    """Say what the log may hold: a template's error can repeat the conversation."""
+    if isinstance(error, CheckpointError):
+        return f"{type(error).__name__} by {type(error.__cause__).__name__}"
+    return str(error)
 
 
 def _retry(error: Exception) -> dict[str, str]:

@@ -15,7 +15,7 @@ from .exchange import ChatEndpoint
 from .gateway import Doorkeeper, Noting, error_response
 from .keys import ApiKeys
 from .metrics import TEXT_FORMAT, Metrics
-from .models import ModelsEndpoints
+from .models import MODELS_PREFIX, ModelsEndpoints
 from .openapi import openapi_document
 from .page import PageEndpoint
 from .service import Service
@@ -48,7 +48,7 @@ def make_app(service: Service, metrics: Metrics, keys: ApiKeys | None) -> ASGIAp
         Route("/", PageEndpoint().answer),
         Route(CHAT_PATH, ChatEndpoint(service), methods=["POST"]),
         Route("/v1/models", models.list),
-        Route("/v1/models/{model:path}", models.retrieve),
+        Route(f"{MODELS_PREFIX}{{model:path}}", models.retrieve),
         Route("/health/live", live),
         Route("/health/ready", ready),
         Route("/metrics", show_metrics),
@@ -63,6 +63,7 @@ def make_app(service: Service, metrics: Metrics, keys: ApiKeys | None) -> ASGIAp
             Exception: _answer_error,
         },
     )
+    app.router.redirect_slashes = False  # it would lead to http behind a proxy that speaks https
     return Noting(app, metrics=metrics, paths=[route.path for route in routes])
 
 
@@ -77,7 +78,8 @@ def _middleware(service: Service, keys: ApiKeys | None) -> list[Middleware]:
         CORSMiddleware,
         allow_origins=options.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+        expose_headers=["X-Request-Id", "Retry-After"],
     )
     return [cors, door]
 

@@ -18,6 +18,11 @@ from .parameters import EFFORTS, MAX_STOPS, find_problems
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+MAX_VALUES = 1_000_000
+"""Of what makes a body costly to read: lists, objects, names. 128K tokens hold fewer, and pictures
+none."""
+_NUM_SEEDS = 1 << 64
+_OPENING = (b"{", b"[", b":")
 _STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
 """The second pads chunks against readers of encrypted traffic; nothing is padded here."""
 
@@ -76,8 +81,15 @@ class ChatRequest:
 
 
 def _read_object(body: bytes) -> dict[str, Any]:
+    if sum(map(body.count, _OPENING)) > MAX_VALUES:
+        raise ApiError(
+            400,
+            f"the body has more than {MAX_VALUES:,} brackets and colons; nothing so long fits",
+            code="too_large",
+        )
     try:
-        fields = json.loads(body, parse_constant=_refuse_constant)
+        # Decoded here: for bytes `json` takes other encodings too, and halves of characters.
+        fields = json.loads(body.decode(), parse_constant=_refuse_constant)
         if _SURROGATE.search(body):  # half a character, which no text can hold
             json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -126,12 +138,17 @@ def _read_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
     sampling = {name: given[name] for name in _SAMPLING if name in given}
     if sampling.get("top_k") == -1:  # vLLM's word for all
         sampling["top_k"] = 0
+    if sampling.get("seed", 0) < 0:  # other servers take them, -1 among them
+        sampling["seed"] %= _NUM_SEEDS
     for name, value in sampling.items():
         if name not in ("top_k", "seed"):
             try:
                 sampling[name] = float(value)
             except OverflowError as error:
                 raise _refused([(name, "the number is too large")]) from error
+    if sampling.get("top_p") == 0:  # the fewest tokens that hold nothing: the best one
+        del sampling["top_p"]
+        sampling["temperature"] = 0.0
     return sampling
 
 

@@ -16,6 +16,12 @@ from ..generation.grammar import GrammarCompiler
 from ..prompt.tokenizer import Tokenizer
 from .api_errors import ApiError
 
+MAX_CONSTRAINT_BYTES = 256 << 10
+"""Of a constraint's text; compiling it may take time that grows faster than the text."""
+_SHOWN = 300
+_NUM_KEPT = 32
+_MAX_KEPT_BYTES = 1 << 20
+"""Of all kept texts; a compiled one can take forty times as much."""
 _ANY_OBJECT = {"type": "object"}
 _GUIDES = ("guided_regex", "guided_choice", "guided_grammar")
 
@@ -27,14 +33,19 @@ class GrammarSpec:
     kind: Literal["json", "regex", "lark"]
     text: str
 
+    @property
+    def size_bytes(self) -> int:
+        """Count the bytes of the text."""
+        return len(self.text.encode())
+
 
 def read_constraint(fields: Mapping[str, Any]) -> GrammarSpec | None:
     """Find the constraint of a request whose fields are of the right types.
 
     Raises:
-        ApiError: there are several, or one has not the form that it should have.
+        ApiError: there are several, or one has not the form that it should have, or is too long.
     """
-    found = []
+    found: list[tuple[str, GrammarSpec]] = []
     response_format = fields.get("response_format")
     if response_format is not None:
         spec = _read_format(response_format)
@@ -45,19 +56,38 @@ def read_constraint(fields: Mapping[str, Any]) -> GrammarSpec | None:
     if len(found) > 1:
         names = " and ".join(name for name, _ in found)
         raise _wrong(found[0][0], f"{names} were given; an answer follows one of them")
+    for name, spec in found:
+        if spec.size_bytes > MAX_CONSTRAINT_BYTES:
+            found_bytes = f"{spec.size_bytes:,} bytes"
+            most = f"no more than {MAX_CONSTRAINT_BYTES:,} are compiled"
+            raise _wrong(name, f"the constraint has {found_bytes}; {most}")
     return found[0][1] if found else None
 
 
 class Grammars:
     """Compiles constraints, and remembers the latest."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int], *, num_kept: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        *,
+        num_kept: int = _NUM_KEPT,
+        max_kept_bytes: int = _MAX_KEPT_BYTES,
+    ) -> None:
         """Read the vocabulary, which takes about a second for a large one.
+
+        Args:
+            tokenizer: of the checkpoint.
+            stop_ids: ids that end an answer.
+            num_kept: most grammars that are remembered.
+            max_kept_bytes: most that their texts have together.
 
         Without the library every constraint is refused with what to install.
         """
         self._kept: OrderedDict[GrammarSpec, Grammar] = OrderedDict()
-        self._num_kept, self._stop_ids = num_kept, stop_ids
+        self._num_kept, self._max_kept_bytes = num_kept, max_kept_bytes
+        self._stop_ids = stop_ids
         self._lock = threading.Lock()
         try:
             self._compiler: GrammarCompiler | UnsupportedError = GrammarCompiler(
@@ -86,9 +116,13 @@ class Grammars:
         _try_to_begin(grammar, self._stop_ids)
         with self._lock:
             self._kept[spec] = grammar
-            while len(self._kept) > self._num_kept:
+            while self._are_too_many():
                 self._kept.popitem(last=False)
         return grammar
+
+    def _are_too_many(self) -> bool:
+        size_bytes = sum(spec.size_bytes for spec in self._kept)
+        return len(self._kept) > self._num_kept or size_bytes > self._max_kept_bytes
 
 
 def _compile(compiler: GrammarCompiler, spec: GrammarSpec) -> Grammar:
@@ -101,7 +135,9 @@ def _compile(compiler: GrammarCompiler, spec: GrammarSpec) -> Grammar:
         else:
             grammar = compiler.from_lark(spec.text)
     except (ValueError, RecursionError) as error:  # nested too deeply for the library
-        raise InputError(f"the constraint cannot be compiled: {error}") from error
+        # The library may append a backtrace of its own.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:_SHOWN]
+        raise InputError(f"the constraint cannot be compiled: {reason}") from error
     return grammar
 
 

@@ -5,7 +5,6 @@ it is sent. Before the first event nothing is sent, so that a request which fail
 that says why; only if that takes long do a stream's headers go ahead.
 """
 
-import asyncio
 import json
 import time
 import uuid
@@ -21,10 +20,12 @@ from ..scheduling.errors import ClosedError
 from ..scheduling.handle import End, Event, Handle
 from .api_errors import ApiError
 from .body import read_json_body
+from .client import Client, client_left
 from .completion import Heading, WholeAnswer, delta_choice, usage_fields, whole_choice
 from .event_buffer import EventBuffer
-from .record import record_of
-from .service import Prepared, Service
+from .preparing import Prepared
+from .record import Record, record_of
+from .service import Service
 from .token_report import TokenReport
 
 MAX_WAITING_PIECES = 1024
@@ -52,39 +53,51 @@ class ChatEndpoint:
         Raises:
             KimiVLError: it gets no answer, and nothing was sent.
         """
-        service = self._service
+        service, record = self._service, record_of(scope)
         with service.inside():
-            prepared = await service.prepare(
-                await read_json_body(
-                    HttpRequest(scope, receive), max_bytes=service.options.max_body_bytes
-                )
-            )
-            is_stream = prepared.chat.is_stream
-            buffer = EventBuffer(max_pieces=self._max_waiting if is_stream else None)
-            buffer.on_overrun = prepared.request.cancel
-            handle = await service.submit(prepared, buffer.listen)
-            exchange = _Exchange(service, prepared, handle, buffer)
-            watcher = asyncio.create_task(exchange.watch(receive))
+            client = Client(receive, record)
             try:
-                if is_stream:
-                    await exchange.stream(send)
-                else:
-                    await exchange.send_whole(scope, receive, send)
+                exchange = await self._begin(HttpRequest(scope, receive), client)
+                client.on_leaving(exchange.cancel)
+                try:
+                    if exchange.is_stream:
+                        await exchange.stream(send)
+                    else:
+                        await exchange.send_whole(scope, receive, send)
+                finally:
+                    exchange.cancel()
+                    exchange.note(record)
             finally:
-                handle.cancel()
-                watcher.cancel()
-                exchange.note(scope)
-                if handle.end is not None and handle.end.result is not None:
-                    service.note_timings(handle.end.result.timings)
+                client.let_go()
+
+    async def _begin(self, request: HttpRequest, client: Client) -> "_Exchange":
+        """Read a request and queue it, as long as its client is there and it has time."""
+        service = self._service
+        async with service.preparing(client.record) as clock:
+            client.on_leaving(lambda: clock.stop(client_left()))
+            body = await read_json_body(request, max_bytes=service.options.max_body_bytes)
+            client.watch()
+            prepared = await service.prepare(body)
+            buffer = EventBuffer(max_pieces=self._max_waiting if prepared.chat.is_stream else None)
+            buffer.on_overrun = prepared.request.cancel
+            arrived = client.record.started
+            handle = await service.submit(prepared, buffer.listen, arrived=arrived)
+        return _Exchange(service, prepared, handle, buffer, client)
 
 
 class _Exchange:
     """The answer to one submitted request."""
 
     def __init__(
-        self, service: Service, prepared: Prepared, handle: Handle, buffer: EventBuffer
+        self,
+        service: Service,
+        prepared: Prepared,
+        handle: Handle,
+        buffer: EventBuffer,
+        client: Client,
     ) -> None:
         self._chat, self._handle, self._buffer = prepared.chat, handle, buffer
+        self._client = client
         self._heading = Heading(
             answer_id=f"chatcmpl-{uuid.uuid4().hex}",
             model=prepared.chat.model or service.options.model_names[0],
@@ -94,23 +107,24 @@ class _Exchange:
         self._report = TokenReport(
             service.session.tokenizer, service.session.stop_ids, prepared.chat.top_logprobs
         )
-        self._is_gone = False
         self._error: ApiError | None = None
 
-    async def watch(self, receive: Receive) -> None:
-        """Cancel the request when the client goes away."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._is_gone = True
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer is wanted as it comes."""
+        return self._chat.is_stream
+
+    def cancel(self) -> None:
+        """Free the slot; does nothing to an answer that has ended."""
         self._handle.cancel()
 
-    def note(self, scope: Scope) -> None:
+    def note(self, record: Record) -> None:
         """Tell the access log what became of it."""
-        record, end = record_of(scope), self._handle.end
+        end = self._handle.end
         record.usage = end.result.usage if end and end.result else None
         record.reason = end.reason if end else "cancelled"
-        record.error = self._error.code if self._error else None
-        record.is_gone = self._is_gone
+        if self._error is not None:
+            record.error, record.cause = self._error.code, self._error.cause
 
     async def send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer when it has ended."""
@@ -122,8 +136,8 @@ class _Exchange:
                 whole.answer += event.text
             whole.tokens += self._tokens(event) or []
         self._error = self._error_of(event)
-        if self._is_gone:
-            return
+        if self._client.is_gone:
+            raise client_left()
         if self._error is not None:
             raise self._error
         assert event.result is not None
@@ -139,13 +153,17 @@ class _Exchange:
     async def stream(self, send: Send) -> None:
         """Send every piece when it comes."""
         event = await self._buffer.next(_ALIVE_EVERY_S)
-        if isinstance(event, End) and not self._is_gone:
+        if self._client.is_gone:
+            raise client_left()
+        if isinstance(event, End):
             self._error = self._error_of(event)
             if self._error is not None:
                 raise self._error
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         await self._send_chunk(send, delta_choice({"role": "assistant", "content": ""}))
         while not isinstance(event, End):
+            if self._client.is_gone:
+                return  # what is written to a broken connection is complained about
             if event is None:
                 await _send_bytes(send, b": waiting\n\n")
             else:
@@ -197,7 +215,7 @@ class _Exchange:
             )
         if end.error is not None:
             return ApiError.from_error(end.error)
-        if end.reason == "cancelled" and not self._is_gone:
+        if end.reason == "cancelled" and not self._client.is_gone:
             return ApiError.from_error(ClosedError("the request was cancelled by the server"))
         return None
 

@@ -3,25 +3,31 @@
 Logged is one line of JSON for each request, without anything that a request or an answer says.
 """
 
+import asyncio
+import ipaddress
 import json
 import logging
 import time
+import traceback
 from collections.abc import Collection
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api_errors import ApiError
+from .body import LingeringResponse
 from .keys import ApiKeys
 from .metrics import Metrics
+from .models import MODELS_PREFIX
 from .record import Record, begin_record, record_of
 
 ACCESS_LOG = "kimivl.access"
+MISTAKES_LOG = "kimivl.mistakes"
 _GONE = 499
 """nginx's status for a client that went away before it was answered; only in the log."""
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+_SHOWN = 500
 
 
 class Noting:
@@ -31,6 +37,7 @@ class Noting:
         """Wrap an application; other paths than these are counted as one."""
         self._app, self._metrics, self._paths = app, metrics, frozenset(paths)
         self._logger = logging.getLogger(ACCESS_LOG)
+        self._mistakes = logging.getLogger(MISTAKES_LOG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -41,7 +48,8 @@ class Noting:
 
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                record.status = message["status"]
+                if not record.is_gone:
+                    record.status = message["status"]
                 own = [
                     (b"x-request-id", record.request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
@@ -51,12 +59,21 @@ class Noting:
 
         try:
             await self._app(scope, receive, send_noted)
+        except asyncio.CancelledError:  # of uvicorn, when the last words take too long
+            record.status, record.error = record.status or 503, "shutting_down"
+        except Exception as error:  # noqa: BLE001  it was answered; whoever is above would log it
+            self._log_mistake(record, error)
         finally:
             self._note(scope, record)
 
+    def _log_mistake(self, record: Record, error: Exception) -> None:
+        """Log where a mistake of ours happened, without its text, which may repeat a request."""
+        places = "".join(traceback.format_tb(error.__traceback__))
+        self._mistakes.error("%s in %s\n%s", type(error).__name__, record.request_id, places)
+
     def _note(self, scope: Scope, record: Record) -> None:
         status = record.status or (_GONE if record.is_gone else 500)
-        path = scope["path"] if scope["path"] in self._paths else "other"
+        path = self._name(scope["path"])
         self._metrics.count_answer(path, status, record.error)
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -76,7 +93,15 @@ class Noting:
             line["reason"] = record.reason
         if record.error is not None:
             line["error"] = record.error
+        if record.cause is not None:
+            line["cause"] = record.cause[:_SHOWN]
         self._logger.info(json.dumps(line))
+
+    def _name(self, path: str) -> str:
+        """Name a path by its route, so that there are few names."""
+        if path.startswith(MODELS_PREFIX):
+            return f"{MODELS_PREFIX}{{model}}"
+        return path if path in self._paths else "other"
 
 
 class Doorkeeper:
@@ -105,7 +130,7 @@ class Doorkeeper:
     def _refuse(self, headers: Headers, path: str) -> ApiError | None:
         if self._keys is None:
             name = headers.get("host", "").lower()
-            if self._is_loopback and _without_port(name) not in _LOCAL_NAMES:
+            if self._is_loopback and not _is_local(_without_port(name)):
                 return ApiError(
                     421,
                     f"without API keys this server answers to localhost only, not to {name[:60]!r}",
@@ -123,13 +148,30 @@ class Doorkeeper:
         )
 
 
-def error_response(scope: Scope, error: ApiError) -> JSONResponse:
+def error_response(scope: Scope, error: ApiError) -> Response:
     """Answer with an error, and note it."""
-    record_of(scope).error = error.code
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+    record = record_of(scope)
+    record.error, record.cause = error.code, error.cause
+    kind = LingeringResponse if "Connection" in error.headers else Response
+    return kind(
+        json.dumps(error.body),  # in ASCII, whatever a message repeats
+        status_code=error.status,
+        headers=error.headers,
+        media_type="application/json",
+    )
+
+
+def _is_local(host: str) -> bool:
+    """Tell whether a host is this machine by any of its own names, none of which DNS gives."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _without_port(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
+    if host.count(":") > 1:  # an address of version 6 as it is
+        return host
     return host.partition(":")[0]

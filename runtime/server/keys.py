@@ -25,7 +25,8 @@ class ApiKeys:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as a file of API keys: {error}") from error
-        keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        words = map(str.strip, lines)
+        keys = [word for word in words if word and not word.startswith("#")]
         if not keys:
             raise InputError(f"{path}: holds no API key; write one a line")
         if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):

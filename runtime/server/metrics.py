@@ -6,7 +6,7 @@ into histograms as they come, in the scheduler's thread.
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,7 +20,7 @@ _HISTOGRAMS: dict[Measure, tuple[str, str, tuple[float, ...]]] = {
     "queue_s": ("kimivl_queue_seconds", "From submission to a slot.", _SECONDS),
     "time_to_first_token_s": (
         "kimivl_time_to_first_token_seconds",
-        "From submission to the first token.",
+        "From the arrival of a request, its body and pictures included, to the first token.",
         _SECONDS,
     ),
     "time_per_token_s": (
@@ -30,7 +30,7 @@ _HISTOGRAMS: dict[Measure, tuple[str, str, tuple[float, ...]]] = {
     ),
     "total_s": (
         "kimivl_request_seconds",
-        "From submission to the end, however it ended.",
+        "From the arrival of a submitted request to its end, however it ended.",
         _SECONDS,
     ),
 }
@@ -73,6 +73,14 @@ class Metrics:
         """Tell a scheduler's counts too."""
         self._registry.register(_SchedulerCollector(read_stats))
 
+    def watch_preparing(self, count: Callable[[], int]) -> None:
+        """Tell how many requests are read and prepared, too."""
+        Gauge(
+            "kimivl_requests_preparing",
+            "Requests whose body is read, or made a prompt of.",
+            registry=self._registry,
+        ).set_function(count)
+
     def text(self) -> bytes:
         """Write everything in Prometheus' form."""
         return generate_latest(self._registry)
@@ -100,7 +108,7 @@ class _SchedulerCollector(Collector):
         yield _gauge("kimivl_image_cache_bytes", "Rows of images kept.", stats.image_cache_bytes)
         yield _gauge(
             "kimivl_engine_failures_in_a_row",
-            "Steps that failed since the last good one.",
+            "Steps of one kind that failed since the last good one; 0 half a minute later.",
             stats.failures_in_a_row,
         )
         for name, about, value in _counts(stats):

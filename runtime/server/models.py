@@ -9,6 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from .api_errors import ApiError
 
+MODELS_PREFIX = "/v1/models/"
+
 
 class ModelsEndpoints:
     """Names what is served."""

@@ -3,8 +3,10 @@
 from typing import Any
 
 from .. import __version__
+from .models import MODELS_PREFIX
 from .parameters import IGNORED, NEUTRAL, READ, Parameter
 
+_DATA_URL = {"type": "string", "description": "data:image/png;base64,..."}
 _TEXT_PART = {
     "type": "object",
     "required": ["type", "text"],
@@ -19,12 +21,26 @@ _IMAGE_PART = {
             "type": "object",
             "required": ["url"],
             "properties": {
-                "url": {"type": "string", "description": "data:image/png;base64,..."},
+                "url": _DATA_URL,
                 "detail": {"type": "string", "description": "Ignored."},
             },
         },
     },
 }
+_PLAIN_IMAGE_PART = {
+    "type": "object",
+    "required": ["type", "image"],
+    "properties": {"type": {"const": "image"}, "image": _DATA_URL},
+}
+_VIDEO_PART = {
+    "type": "object",
+    "required": ["type", "video"],
+    "properties": {
+        "type": {"const": "video"},
+        "video": {"type": "array", "items": _DATA_URL, "minItems": 1},
+    },
+}
+_PARTS = [_TEXT_PART, _IMAGE_PART, _PLAIN_IMAGE_PART, _VIDEO_PART]
 _MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
@@ -33,10 +49,13 @@ _MESSAGE = {
         "content": {
             "anyOf": [
                 {"type": "string"},
-                {"type": "array", "items": {"anyOf": [_TEXT_PART, _IMAGE_PART]}, "minItems": 1},
+                {"type": "array", "items": {"anyOf": _PARTS}, "minItems": 1},
             ]
         },
-        "reasoning_content": {"type": ["string", "null"], "description": "Dropped."},
+        **{
+            name: {"type": ["string", "null"], "description": "Dropped."}
+            for name in ("reasoning_content", "reasoning")
+        },
         "name": {"type": ["string", "null"]},
     },
     "additionalProperties": False,
@@ -113,6 +132,7 @@ def openapi_document() -> dict[str, Any]:
         },
     }
     plain = {"text/plain": {"schema": {"type": "string"}}}
+    page = {"text/html": {"schema": {"type": "string"}}}
     status = _json({"type": "object", "required": ["status"]})
     return {
         "openapi": "3.1.0",
@@ -120,6 +140,13 @@ def openapi_document() -> dict[str, Any]:
         "paths": {
             "/v1/chat/completions": {"post": chat},
             "/v1/models": {"get": _get("Name the models.", _json(_MODELS))},
+            f"{MODELS_PREFIX}{{model}}": {
+                "get": _get("Describe one.", _json(_MODEL), refusals=("401", "404", "421")),
+                "parameters": [
+                    {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+                ],
+            },
+            "/": {"get": _get("Chat in a browser.", page)},
             "/health/live": {"get": _get("Tell that the process runs.", status)},
             "/health/ready": {"get": _get("Tell whether requests are taken.", status, "503")},
             "/metrics": {"get": _get("Tell numbers to Prometheus.", plain)},
@@ -157,10 +184,14 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
-def _get(summary: str, content: dict[str, Any], *others: str) -> dict[str, Any]:
+def _get(
+    summary: str,
+    content: dict[str, Any],
+    *others: str,
+    refusals: tuple[str, ...] = ("401", "421"),
+) -> dict[str, Any]:
     found = {status: {"description": summary, "content": content} for status in ("200", *others)}
     refused = {
-        status: {"description": _ERRORS[status], "content": _json(_ERROR)}
-        for status in ("401", "421")
+        status: {"description": _ERRORS[status], "content": _json(_ERROR)} for status in refusals
     }
     return {"summary": summary, "responses": {**found, **refused}}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, describe_problems
+from .flags import FLAGS
 
 _MEGABYTE = 1 << 20
 
@@ -40,7 +41,7 @@ class ServerOptions:
     """Most tokens of a prompt that running answers wait for between two tokens; None is the
     engine's own chunk."""
     request_timeout_s: float | None = 600.0
-    """From its submission to its last token."""
+    """From its first byte to the last token of its answer."""
     drain_timeout_s: float = 30.0
     """What running requests get after SIGTERM."""
     image_cache_bytes: int = 256 * _MEGABYTE
@@ -52,20 +53,32 @@ class ServerOptions:
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         problems = [
-            f"{name}: expected at least {least}, found {value!r}"
+            f"{FLAGS[name].name}: expected at least {least}, found {value!r}"
             for name, value, least in (
                 ("port", self.port, 0),
                 ("max_body_bytes", self.max_body_bytes, 1),
                 ("max_images", self.max_images, 0),
                 ("max_new_tokens", self.max_new_tokens, 1),
+                ("max_queued", self.max_queued, 0),
+                ("chunk_beside_decoding", self.chunk_beside_decoding, 1),
+                ("image_cache_bytes", self.image_cache_bytes, 0),
                 ("drain_timeout_s", self.drain_timeout_s, 0),
             )
             if value is not None and not value >= least
         ]
+        problems += [
+            f"{FLAGS[name].name}: expected a positive number of seconds, found {value!r}"
+            for name, value in (
+                ("queue_timeout_s", self.queue_timeout_s),
+                ("request_timeout_s", self.request_timeout_s),
+            )
+            if value is not None and not value > 0
+        ]
         if self.port > 65535:
-            problems.append(f"port: expected at most 65535, found {self.port}")
+            problems.append(f"{FLAGS['port'].name}: expected at most 65535, found {self.port}")
         if not self.model_names or not all(self.model_names):
-            problems.append("model_names: expected at least one name, none empty")
+            name = FLAGS["model_names"].name
+            problems.append(f"{name}: expected at least one name, none empty")
         if not (self.is_loopback or self.api_keys or self.allow_anyone):
             problems.append(
                 f"host {self.host} can be reached from other machines; give --api-keys FILE, or "

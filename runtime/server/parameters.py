@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..generation.sampling import MAX_LOGPROBS
+from ..generation.sampling import LEAST_PENALTY, MAX_LOGPROBS, MOST_PENALTY
 
 MAX_STOPS = 16
 _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -29,6 +29,7 @@ EFFORTS: Mapping[str, int | None] = {
     "medium": 2048,
     "high": None,
     "xhigh": None,
+    "max": None,
 }
 """Tokens of thinking after which the answer is begun; None never begins it. Source of the numbers:
 LiteLLM, `litellm/constants.py`."""
@@ -67,8 +68,10 @@ READ: Mapping[str, Parameter] = {
     "top_p": _share("Keep the best tokens that hold this share."),
     "top_k": Parameter(types=("integer",), least=-1, about="Keep the k best tokens; 0, -1 all."),
     "min_p": _share("Keep tokens of this share of the best one's probability."),
-    "repetition_penalty": Parameter(types=("number",), least=0, about="1 is none."),
-    "seed": Parameter(types=("integer",), least=0, about="Equal seeds draw equally."),
+    "repetition_penalty": Parameter(
+        types=("number",), least=LEAST_PENALTY, most=MOST_PENALTY, about="1 is none."
+    ),
+    "seed": Parameter(types=("integer",), about="Equal seeds draw equally."),
     "stop": Parameter(
         types=("string", "array"), about=f"At most {MAX_STOPS} texts that end the answer."
     ),
@@ -96,6 +99,7 @@ IGNORED: Mapping[str, str] = {
     "service_tier": "there is one tier",
     "prediction": "it would only save time",
     "prompt_cache_key": "every beginning is found by its tokens",
+    "prompt_cache_options": "every beginning is found by its tokens",
     "prompt_cache_retention": "slots keep what they hold until others need them",
     "parallel_tool_calls": "without tools it says nothing",
 }
@@ -111,6 +115,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
+    "verbosity": ("medium",),
+    "audio": (),
+    "moderation": (),
+    "web_search_options": (),
 }
 """Fields that are not implemented, with the values that ask for nothing; any other is refused."""
 
@@ -120,6 +128,10 @@ ADVICE: Mapping[str, str] = {
     "presence_penalty": "use repetition_penalty",
     "tools": "the model's chat template has no place for them; use response_format",
     "functions": "the model's chat template has no place for them; use response_format",
+    "verbosity": "say in a message how long the answer should be",
+    "audio": "answers are text",
+    "moderation": "ask a moderation model about the conversation",
+    "web_search_options": "nothing is searched for; put what was found into a message",
 }
 
 

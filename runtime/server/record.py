@@ -26,6 +26,8 @@ class Record:
     """Why an answer ended."""
     error: str | None = None
     """Code of the error."""
+    cause: str | None = None
+    """What the error says to who runs the server, and not to clients."""
     is_gone: bool = False
     """Whether the client went away first."""
 

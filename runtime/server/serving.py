@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..session import Session
 
 _NEEDED = ("starlette", "uvicorn", "prometheus_client")
+_BACKLOG = 2048
 _UNREAD_MS = 60_000
 """A connection whose peer takes nothing for so long is dropped."""
 
@@ -64,7 +65,9 @@ def serve(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take an address, without listening yet.
+    """Take an address, and listen: of two servers on one port the second is told at once.
+
+    Connections wait in the system until the artifact is open.
 
     Raises:
         InputError: it is taken, or not one of this machine.
@@ -76,6 +79,7 @@ def bind(host: str, port: int) -> socket.socket:
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # inherited by every connection
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         listener.bind((host, port))
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise InputError(
@@ -93,6 +97,8 @@ def log_to_stderr() -> None:
         logger.setLevel(level)
         logger.addHandler(handler)
         logger.propagate = False
+    # It warns of writes to connections that clients have broken, once for each.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def name_of(artifact: Path) -> str:

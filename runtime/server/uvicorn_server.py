@@ -5,10 +5,11 @@ requests are told 503, and running ones get their time. uvicorn alone would clos
 """
 
 import asyncio
+import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -47,20 +48,27 @@ class DrainingServer(uvicorn.Server):
         self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, hurry at the second; leave further ones to uvicorn."""
-        if self._loop is None or self.service.is_hurried:
-            super().handle_exit(sig, frame)
-        elif self.ended_by is None:
+        """Drain at the first signal, hurry at the second, wait for nobody at further ones.
+
+        uvicorn's own would raise the signals again at its end, and change the exit status.
+        """
+        if self.ended_by is None:
             self.ended_by = signal.Signals(sig)
-            self._loop.call_soon_threadsafe(self._begin_to_drain)
-        else:
+            if self._loop is None:
+                self.should_exit = True
+            else:
+                self._loop.call_soon_threadsafe(self._begin_to_drain)
+        elif not self.service.is_hurried:
             self.service.is_hurried = True
+        else:
+            self.should_exit = self.force_exit = True
 
     def _begin_to_drain(self) -> None:
         self._drain = asyncio.create_task(self._end_gently())
 
     async def _end_gently(self) -> None:
         await self.service.drain()
+        self.service.end_preparations()
         await asyncio.to_thread(self.service.scheduler.close)
         self.should_exit = True
 
@@ -72,13 +80,20 @@ def run(
     listener: socket.socket,
     announce: Callable[[str], object],
 ) -> signal.Signals | None:
-    """Serve a session on a bound socket until a signal, and return that."""
+    """Serve a session on a bound socket until a signal, and return that.
+
+    Called in the main thread, it leaves signals to the server for good, so that one which comes
+    when the process is ending anyway does not change its exit status.
+    """
     with scheduled_server(session, options, keys, lambda: announce(url_of(listener))) as server:
+        if threading.current_thread() is threading.main_thread():
+            for one in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(one, server.handle_exit)
         server.run(sockets=[listener])
     return server.ended_by
 
 
-@contextmanager
+@contextlib.contextmanager
 def scheduled_server(
     session: Session, options: ServerOptions, keys: ApiKeys | None, announce: Callable[[], object]
 ) -> Iterator[DrainingServer]:
@@ -91,9 +106,11 @@ def scheduled_server(
         chunk_beside_decoding=options.chunk_beside_decoding,
         image_cache_bytes=options.image_cache_bytes,
     )
-    with session.scheduling(scheduling, observe=metrics.observe) as scheduler:
+    with contextlib.ExitStack() as stack:
+        scheduler = stack.enter_context(session.scheduling(scheduling, observe=metrics.observe))
         metrics.watch(scheduler.stats)
-        service = Service(session, scheduler, options)
+        service = stack.enter_context(contextlib.closing(Service(session, scheduler, options)))
+        metrics.watch_preparing(lambda: service.num_preparing)
         config = uvicorn.Config(
             make_app(service, metrics, keys),
             log_config=None,

@@ -231,7 +231,7 @@ def test_a_mistake_of_the_library_is_told_without_its_backtrace(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matcher = SimpleNamespace(
-        is_error=lambda: True, get_error=lambda: "panic: too much\n<backtrace>\n0: /home/x.rs"
+        is_error=lambda: True, get_error=lambda: "panic: too much\n<backtrace>\n0: lib/x.rs"
     )
     library = SimpleNamespace(LLMatcher=lambda *words, **more: matcher)
     monkeypatch.setattr(compiler, "_library", library)

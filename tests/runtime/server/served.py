@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from runtime import Session
 from runtime.scheduling.statistics import Stats
@@ -50,6 +51,15 @@ class Served:
     def post(self, body: object, headers: dict[str, Any] | None = None) -> httpx2.Response:
         url = f"{self.url}{CHAT}"
         return httpx2.post(url, json=body, headers=headers, timeout=PATIENCE_S)
+
+    def numbers(self) -> dict[tuple[str, ...], float]:
+        """Read the metrics, by name and labels."""
+        text = httpx2.get(f"{self.url}/metrics").text
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
 
     def wait_until_idle(self) -> Stats:
         """Wait until nothing is inside; then every slot has to be free."""

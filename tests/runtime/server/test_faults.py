@@ -1,11 +1,12 @@
 """Many clients, and everything that goes wrong: nobody else notices, and no slot is lost."""
 
 import contextlib
+import json
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,6 +16,8 @@ import pytest
 
 from runtime import Session
 from runtime.engine.protocol import NonFiniteRowsError
+from runtime.scheduling import statistics
+from runtime.server.gateway import ACCESS_LOG
 from tests.runtime.server.served import (
     ENDLESS,
     PATIENCE_S,
@@ -27,6 +30,7 @@ from tests.runtime.server.served import (
     wait_until,
 )
 from tests.runtime.server.test_chat import example
+from tests.runtime.server.test_connections import connect, head_of
 
 SUM = text_message("What is 4 + 38?")
 
@@ -158,6 +162,23 @@ def test_a_stream_that_never_got_a_slot_is_a_504_by_its_status(
         assert "got none" in late.read().decode()
 
 
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_client_that_leaves_while_it_waits_for_a_slot_is_noted_as_gone(
+    served: Served, pace: Pace, caplog: pytest.LogCaptureFixture, *, is_stream: bool
+) -> None:
+    with caplog.at_level(logging.INFO, ACCESS_LOG), contextlib.ExitStack() as stack:
+        pace.pause_s = 0.01
+        for _ in range(4):
+            stack.enter_context(begun(served))
+        body = json.dumps({"messages": SUM, "stream": is_stream}).encode()
+        with connect(served) as client:
+            client.sendall(head_of(len(body)) + body)
+            wait_until(lambda: served.stats.num_queued == 1)
+        wait_until(lambda: served.service.num_inside == 4)
+        line = json.loads(caplog.messages[-1])
+    assert (line["status"], line["error"], line["reason"]) == (499, "disconnected", "cancelled")
+
+
 def test_logits_that_are_not_finite_end_one_stream_with_an_event(
     served: Served, session: Session, monkeypatch: pytest.MonkeyPatch, pace: Pace
 ) -> None:
@@ -199,7 +220,7 @@ def test_an_engine_that_fails_is_a_500_by_name_and_makes_the_server_unready(
         raise RuntimeError("planted")
 
     ready = f"{served.url}/health/ready"
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name in ("step", "step_greedy"):
             patch.setattr(session.engine, name, fail)
         for _ in range(3):
@@ -209,6 +230,9 @@ def test_an_engine_that_fails_is_a_500_by_name_and_makes_the_server_unready(
         served.wait_until_idle()
         assert httpx2.get(ready).status_code == 503
         assert httpx2.get(f"{served.url}/health/live").status_code == 200
+        monkeypatch.setattr(statistics, "RECOVERY_S", 0.0)
+        assert httpx2.get(ready).status_code == 200, "after a while somebody may try"
+        monkeypatch.undo()
     assert served.post({"messages": SUM}).status_code == 200
     wait_until(lambda: httpx2.get(ready).status_code == 200)
 
@@ -245,7 +269,7 @@ def test_streams_that_outlast_the_drain_are_told_so(session: Session, pace: Pace
 
 
 def test_a_picture_that_the_encoder_fails_on_ends_its_own_request(
-    served: Served, session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    served: Served, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(image: object) -> None:
         raise RuntimeError("planted")

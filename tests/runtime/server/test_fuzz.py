@@ -83,6 +83,10 @@ def test_a_planted_failure_is_found(served: Served, monkeypatch: pytest.MonkeyPa
 def test_the_other_paths_answer_as_their_document_says(served: Served) -> None:
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
     checks: list[Any] = CHECKS.get_by_names(CHECKED)
-    for path in ("/v1/models", "/health/live", "/health/ready", "/metrics"):
+    for path in ("/", "/v1/models", "/health/live", "/health/ready", "/metrics"):
         case = schema[path]["GET"].Case()
         case.call_and_validate(checks=checks, timeout=PATIENCE_S)
+    for name, status in (("nano", 200), ("other", 404)):
+        case = schema["/v1/models/{model}"]["GET"].Case(path_parameters={"model": name})
+        answer = case.call_and_validate(checks=checks, timeout=PATIENCE_S)
+        assert answer.status_code == status

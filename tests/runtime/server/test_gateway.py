@@ -11,16 +11,16 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from runtime import Session
 from runtime.errors import InputError, UnsupportedError
+from runtime.server import chat_request
 from runtime.server import serving as serving_module
 from runtime.server.gateway import ACCESS_LOG
 from runtime.server.keys import ApiKeys
 from runtime.server.options import ServerOptions
 from runtime.server.serving import bind, check_installed
-from tests.runtime.server.served import PATIENCE_S, Served, serving, text_message
+from tests.runtime.server.served import PATIENCE_S, Served, serving, text_message, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 SUM = text_message("What is 4 + 38?")
@@ -33,7 +33,7 @@ def write_keys(folder: Path, text: str) -> Path:
 
 
 def test_who_has_no_key_gets_health_and_page_only(session: Session, tmp_path: Path) -> None:
-    keys = ApiKeys.load(write_keys(tmp_path, "# for the tests\nfirst\n\n  second  \n"))
+    keys = ApiKeys.load(write_keys(tmp_path, "# for the tests\nfirst\n\n  second  \n  # x\n"))
     with serving(session, keys=keys) as served:
         statuses = {
             path: httpx2.get(f"{served.url}{path}").status_code
@@ -74,10 +74,18 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, text: str, words:
 def test_a_server_for_this_machine_answers_to_no_other_name(served: Served) -> None:
     url = f"{served.url}/v1/models"
     port = served.url.rpartition(":")[2]
-    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST"):
+    local = (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST", "127.9.9.9")
+    for host in local:
         assert httpx2.get(url, headers={"host": host}).status_code == 200
-    for host in (f"evil.example:{port}", "localhost.evil.example", "192.168.0.7"):
+    others = ("localhost.evil.example", "127.0.0.1.evil.example", "192.168.0.7", "[fe80::1]", "")
+    for host in (f"evil.example:{port}", *others):
         assert httpx2.get(url, headers={"host": host}).status_code == 421
+
+
+def test_a_server_at_another_loopback_address_answers_to_it(session: Session) -> None:
+    with serving(session, host="127.0.0.2") as served:
+        assert served.url.startswith("http://127.0.0.2:")
+        assert httpx2.get(f"{served.url}/v1/models").status_code == 200
 
 
 def test_other_origins_are_told_nothing_unless_they_are_named(
@@ -100,6 +108,10 @@ def test_other_origins_are_told_nothing_unless_they_are_named(
         assert (answer.status_code, answer.headers[allowed]) == (200, "https://a.example")
         other = httpx2.options(url, headers={**preflight, "origin": "https://b.example"})
         assert allowed not in other.headers
+        more = {**preflight, "access-control-request-headers": "x-stainless-os,x-stainless-lang"}
+        assert httpx2.options(url, headers=more).status_code == 200
+        asked = httpx2.get(served.url, headers={"origin": "https://a.example"})
+        assert asked.headers["access-control-expose-headers"] == "X-Request-Id, Retry-After"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::", "gpu.example.org"])
@@ -112,8 +124,20 @@ def test_an_address_that_others_reach_needs_keys_or_a_word(host: str, tmp_path: 
 
 
 def test_wrong_options_are_named_at_once() -> None:
-    with pytest.raises(InputError, match=r"3 problems: max_body_bytes.*port.*model_names"):
-        ServerOptions(port=70_000, model_names=("",), max_body_bytes=0)
+    words = (
+        "7 problems: --max-body-bytes: .* found 0; --max-queued: expected at least 0, found -100; "
+        "--image-cache-bytes: .*; --queue-timeout: .* found 0; --request-timeout: .* found nan"
+    )
+    with pytest.raises(InputError, match=words):
+        ServerOptions(
+            port=70_000,
+            model_names=("",),
+            max_body_bytes=0,
+            max_queued=-100,
+            image_cache_bytes=-1,
+            queue_timeout_s=0,
+            request_timeout_s=float("nan"),
+        )
 
 
 def test_a_taken_port_is_told_in_one_line() -> None:
@@ -125,11 +149,19 @@ def test_a_taken_port_is_told_in_one_line() -> None:
             bind("127.0.0.1", port)
 
 
+def test_of_two_servers_that_start_together_on_one_port_the_second_is_told_at_once() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(InputError, match="Address already in use; choose another --port"):
+            bind("127.0.0.1", port)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S):
+            pass  # it waits in the system until somebody answers
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
 def test_a_connection_whose_peer_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_module, "_UNREAD_MS", 300)
     with bind("127.0.0.1", 0) as listener, socket.socket() as peer:
-        listener.listen()
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.connect(listener.getsockname())
         connection, _ = listener.accept()
@@ -155,7 +187,25 @@ def test_the_log_has_one_line_for_each_request_and_nothing_that_was_said(
     assert (bad["status"], bad["error"]) == (400, "invalid_value")
     assert (lost["status"], lost["path"]) == (404, "other")
     assert "secret" not in "".join(lines)
-    assert "38" not in good["request_id"]
+    assert "What is" not in "".join(lines)
+
+
+def test_of_a_mistake_of_ours_the_log_has_the_place_and_not_the_text(
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "what somebody said"
+
+    def fail(value: object) -> None:
+        raise KeyError(said)
+
+    monkeypatch.setattr(chat_request, "find_problems", fail)
+    with caplog.at_level(logging.INFO):
+        answer = served.post({"messages": SUM}, headers={"x-request-id": "mine"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        wait_until(lambda: "KeyError in mine" in caplog.text)
+        served.wait_until_idle()
+    assert "in fail" in caplog.text
+    assert "somebody" not in caplog.text + answer.text
 
 
 def test_the_numbers_tell_what_happened(served: Served) -> None:
@@ -163,23 +213,15 @@ def test_the_numbers_tell_what_happened(served: Served) -> None:
         served.post({"messages": SUM})
     served.post({})
     httpx2.get(f"{served.url}/nowhere")
+    httpx2.get(f"{served.url}/v1/models/nano")
+    httpx2.get(f"{served.url}/v1/models/other/one")
     served.wait_until_idle()
     answer = httpx2.get(f"{served.url}/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
-    samples = {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
+    samples = served.numbers()
     stats = served.stats
     assert samples["kimivl_slots", "free"] == stats.num_slots == 4
-    assert (
-        samples[
-            "kimivl_slots",
-            "used",
-        ]
-        == 0
-    )
+    assert samples["kimivl_slots", "used"] == samples["kimivl_requests_preparing",] == 0
     assert samples["kimivl_requests_total", "stop"] == 2
     assert samples["kimivl_prompt_tokens_total",] == stats.prompt_tokens > 0
     assert samples["kimivl_prefix_hit_tokens_total",] == stats.reused_tokens > 0
@@ -192,6 +234,8 @@ def test_the_numbers_tell_what_happened(served: Served) -> None:
     assert samples["kimivl_http_requests_total", chat, "200"] == 2
     assert samples["kimivl_http_requests_total", chat, "400"] == 1
     assert samples["kimivl_http_requests_total", "other", "404"] == 1
+    assert samples["kimivl_http_requests_total", "/v1/models/{model}", "200"] == 1
+    assert samples["kimivl_http_requests_total", "/v1/models/{model}", "404"] == 1
     assert samples["kimivl_http_errors_total", "invalid_value"] == 1
 
 

@@ -10,15 +10,16 @@ import pytest
 import typer
 
 from commands.serve import ServeFlags
-from runtime.errors import InputError
+from runtime.errors import CheckpointError, InputError
 from runtime.generation.channels import ChannelSplitter, Piece
 from runtime.generation.grammar import GrammarCompiler
 from runtime.generation.sampling import Choice, TokenLogprob
+from runtime.scheduling.errors import EngineFailedError, HandlingError
 from runtime.scheduling.handle import End
 from runtime.server import __main__ as wheel
 from runtime.server.api_errors import ApiError
-from runtime.server.chat_request import ChatRequest
-from runtime.server.constraints import Grammars, GrammarSpec
+from runtime.server.chat_request import MAX_VALUES, ChatRequest
+from runtime.server.constraints import MAX_CONSTRAINT_BYTES, Grammars, GrammarSpec
 from runtime.server.event_buffer import EventBuffer
 from runtime.server.flags import FLAGS
 from runtime.server.openapi import openapi_document
@@ -119,8 +120,72 @@ def test_the_openapi_document_tells_the_fields_of_the_table_and_allows_no_others
 
 
 def test_a_number_that_the_sampling_refuses_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="top_p"):
-        read(top_p=0)
+    with pytest.raises(InputError, match=r"temperature: .* found inf"):
+        ChatRequest.from_body(b'{"messages": [], "temperature": 1e999}')
+
+
+def test_what_other_servers_take_becomes_what_it_means_there() -> None:
+    assert read(top_p=0, temperature=1).sampling == {"temperature": 0.0, "logprobs": 0}
+    assert read(seed=-1).sampling["seed"] == 2**64 - 1
+    assert read(seed=-(2**70)).sampling["seed"] == 0
+    assert read(reasoning_effort="max").limits == {"max_thinking_tokens": None}
+
+
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b'{"":0},'])
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(
+    unit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json, "loads", lambda *words, **more: pytest.fail("parsed"))
+    with pytest.raises(ApiError, match="more than 1,000,000 brackets and colons"):
+        ChatRequest.from_body(b'{"messages": [' + unit * MAX_VALUES + b"0]}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"guided_grammar": "start: " + "x" * MAX_CONSTRAINT_BYTES},
+        {"guided_regex": "é" * (MAX_CONSTRAINT_BYTES // 2 + 1)},
+        {"guided_choice": ["x" * 1000] * 270},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"const": "x" * MAX_CONSTRAINT_BYTES}},
+            }
+        },
+    ],
+)
+def test_a_constraint_that_is_too_long_is_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match=r"bytes; no more than 262,144 are compiled") as caught:
+        read(**given)
+    assert (caught.value.status, caught.value.param) == (400, next(iter(given)))
+
+
+def test_kept_constraints_are_few_by_their_bytes_too() -> None:
+    grammars = Grammars(TOKENIZER, frozenset({END}), max_kept_bytes=25)
+    specs = [GrammarSpec(kind="regex", text=letter * 10) for letter in "abc"]
+    kept = [grammars.compile(spec) for spec in specs]
+    assert grammars.compile(specs[2]) is kept[2]
+    assert grammars.compile(specs[1]) is kept[1]
+    assert grammars.compile(specs[0]) is not kept[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (CheckpointError("/secret/model: fails"), "chat_template", "cannot say these messages"),
+        (EngineFailedError("a step: OSError: /secret"), "EngineFailedError", "engine failed"),
+        (HandlingError("KeyError: /secret"), "HandlingError", "failed at this request's tokens"),
+    ],
+)
+def test_texts_of_inner_errors_are_for_the_log_alone(
+    error: Exception, code: str, told: str
+) -> None:
+    found = ApiError.from_error(error)
+    assert found.code == code
+    assert told in str(found)
+    assert "secret" not in json.dumps(found.body)
+    assert found.cause
+    assert ("secret" in found.cause) is (code != "chat_template"), "that may repeat messages"
 
 
 def test_a_constraint_is_compiled_once_and_the_oldest_is_forgotten(

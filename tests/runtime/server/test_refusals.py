@@ -9,7 +9,9 @@ import openai
 import pytest
 
 from runtime import Session
+from runtime.server import body, preparing
 from tests.runtime.server.served import CHAT, PATIENCE_S, Served, serving, text_message
+from tests.runtime.server.test_connections import connect, head_of
 
 HELLO = text_message("Add.")
 PIXEL = (
@@ -51,7 +53,13 @@ def image(url: object) -> dict[str, Any]:
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"temperature": 10**400}, "temperature", "too large"),
         ({"top_p": 1.5}, "top_p", "at most 1"),
-        ({"seed": -4}, "seed", "at least 0"),
+        ({"seed": 1.5}, "seed", "expected integer"),
+        ({"repetition_penalty": 1e-310, "temperature": 1}, "repetition_penalty", "at least 0.01"),
+        ({"repetition_penalty": 101}, "repetition_penalty", "at most 100"),
+        ({"verbosity": "low"}, "verbosity", "say in a message"),
+        ({"audio": {"voice": "x"}}, "audio", "answers are text"),
+        ({"moderation": {}}, "moderation", "ask a moderation model"),
+        ({"web_search_options": {}}, "web_search_options", "nothing is searched for"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differs from"),
         ({"n": 2}, "n", "send the request n times"),
@@ -141,6 +149,11 @@ def test_what_cannot_be_answered_is_a_400_with_the_reason(
         b"[]",
         b"null",
         b"\xff\xfe",
+        b'{"messages": [], "\xed\xa0\x80": 1}',
+        b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',
+        '{"messages": [{"role": "user", "content": "a"}]}'.encode("utf-16"),
+        '{"messages": [{"role": "user", "content": "a"}]}'.encode("utf-32-le"),
+        b'\xef\xbb\xbf{"messages": []}',
         b'{"messages": NaN}',
         b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
         b"[" * 50_000,
@@ -158,13 +171,35 @@ def test_a_prompt_that_does_not_fit_has_the_code_that_clients_look_for(served: S
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 
 
-@pytest.mark.parametrize("depth", [100, 400, 700, 990, 1500, 5000])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{}] * 400,
+        [{"role": "user", "content": ""}] * 400,
+        [{"role": "user", "content": [{"type": "text", "text": ""}] * 400}],
+        [{"role": "user", "content": [{"type": "video", "video": [PIXEL[:9]] * 400}]}],
+    ],
+)
+def test_more_messages_and_parts_than_tokens_fit_are_refused_unread(
+    served: Served, messages: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "parse_messages", lambda *words, **more: pytest.fail("read"))
+    answer = served.post({"messages": messages})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "messages and parts cannot fit; no more than" in error["message"]
+
+
+@pytest.mark.parametrize("depth", [100, 400, 700, 990, 1500, 2200])
 def test_a_schema_of_any_depth_is_taken_or_refused(served: Served, depth: int) -> None:
     part = '{"type": "object", "properties": {"a": '
     schema = part * depth + "{}" + "}}" * depth
     format_ = f'{{"type": "json_schema", "json_schema": {{"schema": {schema}}}}}'
-    body = f'{{"messages": {json.dumps(HELLO)}, "max_tokens": 1, "response_format": {format_}}}'
-    assert post_raw(served, body.encode()[:99_999]).status_code in (200, 400)
+    text = f'{{"messages": {json.dumps(HELLO)}, "max_tokens": 1, "response_format": {format_}}}'
+    assert len(text) < 100_000, "else it is refused for its size"
+    answer = post_raw(served, text.encode())
+    assert answer.status_code in (200, 400)
+    assert answer.status_code == 200 or "not JSON" not in answer.text or "recursion" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -200,6 +235,7 @@ def test_fields_that_change_nothing_are_taken(served: Served) -> None:
     harmless = {
         "user": "me", "metadata": {"a": "b"}, "store": True, "n": 1, "tools": [], "logit_bias": {},
         "frequency_penalty": 0.0, "presence_penalty": 0, "tool_choice": "none", "top_p": None,
+        "prompt_cache_options": {"ttl": "30m"}, "verbosity": "medium", "audio": None,
         "modalities": ["text"], "service_tier": "auto", "stop": None, "logprobs": False,
     }  # fmt: skip
     assert served.post({"messages": HELLO, "max_tokens": 1, **harmless}).status_code == 200
@@ -233,6 +269,26 @@ def test_an_oversized_body_is_refused_by_its_length_and_while_it_comes(served: S
     assert answer.json()["error"]["code"] == "body_too_large"
 
 
+def test_a_client_that_is_still_sending_sees_why_its_body_is_refused(served: Served) -> None:
+    size = 40_000_000
+    for _ in range(3):
+        with connect(served) as client:
+            client.sendall(head_of(size) + bytes(size))
+            answer = client.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer.lower()
+
+
+def test_a_client_that_goes_on_sending_is_not_listened_to_for_long(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "_LINGER_S", 0.2)
+    with connect(served) as client:
+        client.sendall(head_of(1 << 40))
+        assert client.recv(65536).startswith(b"HTTP/1.1 413 ")
+        assert client.recv(65536) == b"", "closed by the server"
+
+
 def test_another_content_type_is_a_415(served: Served) -> None:
     body = json.dumps({"messages": HELLO}).encode()
     assert post_raw(served, body, "text/plain").status_code == 415
@@ -248,6 +304,8 @@ def test_another_content_type_is_a_415(served: Served) -> None:
         ("DELETE", "/v1/models", 405),
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/page.html", 404),
+        ("GET", "/health/live/", 404),
+        ("POST", f"{CHAT}/", 404),
     ],
 )
 def test_other_paths_and_methods_are_refused_in_the_same_form(

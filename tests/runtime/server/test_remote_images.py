@@ -1,10 +1,14 @@
 """Images at addresses: from listed hosts, public machines, whole and in time, or not at all."""
 
 import asyncio
+import contextlib
 import ipaddress
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -13,7 +17,7 @@ import pytest
 from runtime import Session
 from runtime.errors import CapacityError, InputError
 from runtime.server.remote_images import Address, RemoteImages, is_public
-from tests.runtime.server.served import picture_message, serving
+from tests.runtime.server.served import PATIENCE_S, picture_message, serving, wait_until
 from tests.runtime.server.test_chat import EXAMPLES
 
 PICTURE = (EXAMPLES / "0001a.png").read_bytes()
@@ -34,6 +38,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if path.startswith(("/drip", "/silent")):
+            self.drip(path)
+            return
         self.send_response(200 if path in ("/one.png", "/endless", "/slow") else 404)
         self.end_headers()
         if path == "/one.png":
@@ -43,6 +50,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"x" * (1 if path == "/slow" else 65536))
             except OSError:
                 return
+
+    def drip(self, path: str) -> None:
+        """Begin a head, or the length of a chunk, that never ends; or say nothing."""
+        chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        starts = {"/drip-head": b"HTTP/1.1 200 OK\r\nX: ", "/drip-chunk": chunked, "/silent": b""}
+        self.wfile.write(starts[path])
+        while not self.stop.wait(0.02):
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"" if path == "/silent" else b"1")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401  the base's
         pass
@@ -102,6 +118,52 @@ def test_a_file_that_is_too_large_or_too_slow_is_left(host: str) -> None:
         fetcher(host, timeout_s=0.2).fetch(f"http://{host}/slow")
 
 
+@pytest.mark.parametrize("path", ["drip-head", "drip-chunk", "silent"])
+def test_a_host_that_drips_is_left_at_the_end_of_the_time_whatever_it_drips(
+    host: str, path: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"did not come within 0\.3 s"):
+        fetcher(host, timeout_s=0.3).fetch(f"http://{host}/{path}")
+    assert time.monotonic() - began < 5
+
+
+def test_a_name_that_is_never_found_keeps_neither_a_request_nor_the_end(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def hang(name: object, *words: Any, **more: Any) -> Any:  # noqa: ANN401  the library's own
+        if name == "lost.example":
+            assert found.wait(PATIENCE_S)
+        return resolve("127.0.0.1", *words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    body = {"messages": picture_message("Which?", "http://lost.example/one.png")}
+    with serving(session, image_hosts=("lost.example",), drain_timeout_s=0.1) as served:
+        served.service.preparation._images = fetcher("lost.example", timeout_s=0.2)
+        refused = served.post(body)
+        assert refused.status_code == 400
+        assert "did not come within 0.2 s" in refused.json()["error"]["message"]
+        served.service.preparation._images = fetcher("lost.example", timeout_s=PATIENCE_S)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(served.post, body)
+            wait_until(lambda: served.service.num_preparing == 1)
+            served.server.handle_exit(signal.SIGTERM, None)
+            assert waiting.result(PATIENCE_S).status_code == 503
+        wait_until(lambda: served.server.should_exit)
+    found.set()
+
+
+def test_images_of_one_request_are_bounded_together(host: str) -> None:
+    images = fetcher(host, max_bytes=len(PICTURE) * 3 // 2)
+    urls = [f"http://{host}/one.png?{number}" for number in (1, 2)]
+    assert asyncio.run(images.fetch_all(picture_message("Which?", urls[0])))
+    with pytest.raises(CapacityError, match=r"over .* bytes together"):
+        asyncio.run(images.fetch_all(picture_message("Which?", *urls)))
+
+
 def test_a_listed_host_at_an_inner_address_is_refused_before_it_is_asked(host: str) -> None:
     with pytest.raises(InputError, match=r"is at 127\.0\.0\.1, which is not public"):
         RemoteImages([host], max_bytes=1 << 20, max_images=2).fetch(f"http://{host}/one.png")
@@ -159,6 +221,14 @@ def test_a_user_name_in_an_address_is_refused(host: str) -> None:
         ("64:ff9b::a01:203", False),
         ("64:ff9b:1::a01:203", False),
         ("2002:a01:203::1", False),
+        ("fec0::1", False),
+        ("::7f00:1", False),
+        ("::10.0.0.1", False),
+        ("::ffff:0:7f00:1", False),
+        ("5f00::1", False),
+        ("192.0.0.9", False),
+        ("3fff::1", False),
+        ("::ffff:93.184.216.34", True),
     ],
 )
 def test_inner_addresses_are_told_from_public_ones(address: str, public: bool) -> None:
@@ -196,7 +266,7 @@ def test_without_listed_hosts_nothing_is_fetched(host: str) -> None:
 
 def test_a_server_reads_a_picture_from_a_listed_host(session: Session, host: str) -> None:
     with serving(session, image_hosts=(host,)) as served:
-        served.service._images = fetcher(host)
+        served.service.preparation._images = fetcher(host)
         body = {"messages": picture_message("Which number is this?", f"http://{host}/one.png")}
         assert served.post(body).json()["choices"][0]["message"]["content"] == "40"
         body = {"messages": picture_message("Which number is this?", "http://b.example/one.png")}
