@@ -19,10 +19,10 @@ from .parameters import EFFORTS, MAX_STOPS, find_problems
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 MAX_VALUES = 1_000_000
-"""Of what makes a body costly to read: lists, objects, names. 128K tokens hold fewer, and pictures
-none."""
+"""Of what makes a body costly to read: lists, objects, names, items. 128K tokens hold fewer, and
+pictures none."""
 _NUM_SEEDS = 1 << 64
-_OPENING = (b"{", b"[", b":")
+_MARKS = (b"{", b"[", b":", b",")
 _STREAM_OPTIONS = {"include_usage", "include_obfuscation"}
 """The second pads chunks against readers of encrypted traffic; nothing is padded here."""
 
@@ -81,10 +81,10 @@ class ChatRequest:
 
 
 def _read_object(body: bytes) -> dict[str, Any]:
-    if sum(map(body.count, _OPENING)) > MAX_VALUES:
+    if sum(map(body.count, _MARKS)) > MAX_VALUES:
         raise ApiError(
             400,
-            f"the body has more than {MAX_VALUES:,} brackets and colons; nothing so long fits",
+            f"the body has more than {MAX_VALUES:,} brackets, colons and commas; that never fits",
             code="too_large",
         )
     try:

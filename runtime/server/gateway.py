@@ -48,8 +48,7 @@ class Noting:
 
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if not record.is_gone:
-                    record.status = message["status"]
+                record.status = message["status"]
                 own = [
                     (b"x-request-id", record.request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
