@@ -43,7 +43,7 @@ class GrammarCompiler:
             import llguidance
         except ImportError as error:
             raise UnsupportedError(
-                "answers that follow a grammar need llguidance: pip install 'kimivl[serve]'"
+                "answers that follow a grammar need llguidance: pip install llguidance"
             ) from error
         self._library = llguidance
         self._rules = AnswerRules(tokenizer, stop_ids)
