@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -45,7 +46,9 @@ def trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
     Returns:
         A model with bodies for our ops, no debug metadata, and empty initialisers.
     """
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    # torch lists the operators of torchvision that it goes without.
+    with warnings.catch_warnings(), quiet, _errors_alone("torch.onnx"):
         warnings.simplefilter("ignore")  # torch's notes about its own deprecated names
         program = torch.onnx.export(
             module.eval(),
@@ -89,11 +92,18 @@ def _forget_values(model: ir.Model, module: nn.Module) -> None:
 
 def _optimize(model: ir.Model) -> None:
     """Fold constants and shapes; initialisers without values are left alone, without a warning."""
-    logger = logging.getLogger("onnx_ir")
+    with _errors_alone("onnx_ir"):
+        onnxscript.optimizer.optimize_ir(model)
+
+
+@contextlib.contextmanager
+def _errors_alone(name: str) -> Iterator[None]:
+    """Keep a library's warnings out of the log."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        onnxscript.optimizer.optimize_ir(model)
+        yield
     finally:
         logger.setLevel(level)
 

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import InputError
+
 TOPOLOGY = Path("/sys/devices/system/cpu")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -54,6 +56,23 @@ class Cores:
         if self.physical < self.allowed:
             return f"one for each of {self.physical} physical cores"
         return "one for each core"
+
+
+def thread_count(wanted: int | None) -> int:
+    """Give the threads of an engine: as many as are wanted, else one for each core to be had.
+
+    Raises:
+        InputError: more are wanted than there are processors to run them, or none.
+    """
+    cores = Cores.of_this_process()
+    if wanted is None:
+        return cores.threads
+    if not 1 <= wanted <= cores.allowed:
+        raise InputError(
+            f"threads: expected 1 to {cores.allowed}, the processors that this process may use, "
+            f"found {wanted}; left out, {cores.threads} start"
+        )
+    return wanted
 
 
 def count_physical(allowed: Collection[int], topology: Path) -> int:

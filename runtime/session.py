@@ -11,6 +11,7 @@ from typing import Any
 
 from .artifact.folder import Artifact
 from .config import KimiVLConfig
+from .cores import thread_count
 from .engine.opening import open_engine
 from .engine.protocol import Engine, FloatArray
 from .engine.weights_place import WeightsPlace
@@ -76,8 +77,9 @@ class Session:
 
         Raises:
             ArtifactError: the folder is incomplete, altered, or not built for the target.
-            InputError: there is no such release.
+            InputError: there is no such release, or more threads are wanted than can run.
         """
+        thread_count(num_threads)  # refused before gigabytes are hashed
         artifact = Artifact.open(folder, progress=progress)
         model_folder = artifact.model_folder
         config = KimiVLConfig.load(model_folder / "config.json")

@@ -29,11 +29,12 @@ from engines.measure.bandwidth import measure_bandwidth
 from runtime.engine.weights_place import available_bytes
 from runtime.errors import CapacityError
 
+from ..record import conditions
 from .gguf_model import default_path, write_released_sizes
 from .llama_cpp import LlamaCpp
 from .ours import Ours
 from .repeated_layers import write_repeated
-from .results import conditions, merge_results, ratio
+from .results import merge_results, ratio
 
 FOLDER = Path("out/bench/int8")
 RECIPE = Path(__file__).with_name("int8-head8-kv8.toml")

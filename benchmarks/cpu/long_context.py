@@ -33,7 +33,8 @@ from runtime.artifact.folder import Artifact
 from runtime.engine.onnx_engine import OnnxEngine
 from runtime.names import CACHE, CACHE_KEYS, CACHE_SCALES
 
-from .results import conditions, merge_results
+from ..record import conditions
+from .results import merge_results
 
 FOLDER = Path("out/bench/int4")
 MAX_TOKENS = 131_072

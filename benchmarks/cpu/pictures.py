@@ -30,7 +30,8 @@ from engines.measure.disturbance import DisturbanceWatch
 from engines.measure.images import ImageSize, random_image
 from engines.measure.memory import MemoryWatch, resident
 
-from .results import conditions, merge_results
+from ..record import conditions
+from .results import merge_results
 
 FOLDER = Path("out/bench/pictures")
 IN_TOKEN_LIMIT = 16_384

@@ -31,8 +31,9 @@ from engines.measure.disturbance import DisturbanceWatch
 from runtime.artifact.folder import Artifact
 from runtime.engine.onnx_engine import OnnxEngine
 
+from ..record import conditions
 from .repeated_layers import WRITTEN
-from .results import conditions, merge_results, ratio
+from .results import merge_results, ratio
 
 if TYPE_CHECKING:
     import torch

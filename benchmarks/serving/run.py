@@ -17,7 +17,7 @@ from typing import Any
 
 from engines.load.asked import Question
 
-from ..cpu.results import conditions, merge_results
+from ..record import conditions, merge_into
 from . import asked
 from .mixed import Way, time_ways
 from .process import serving
@@ -69,7 +69,7 @@ def main() -> None:
         found = measure_released(given.artifact, rounds=given.rounds, requests=given.requests or 16)
     sys.stdout.write(json.dumps(_without_samples(found), indent=1) + "\n")
     told = conditions(_PACKAGES, threads=len(os.sched_getaffinity(0)))
-    merge_results({given.model: {**found, "conditions": told}}, RESULTS)
+    merge_into(RESULTS, {given.model: {**found, "conditions": told}})
 
 
 def _cut(questions: Sequence[Question], size: int) -> list[Sequence[Question]]:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from runtime.artifact.folder import Artifact
 from runtime.artifact.records import TargetRecord
-from runtime.engine.onnx_session import thread_count
+from runtime.cores import thread_count
 from runtime.engine.opening import open_engine
 from runtime.engine.weights_place import WeightsPlace
 from runtime.errors import InputError

@@ -45,7 +45,8 @@ class Artifact:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise ArtifactError(f"{folder}: no such folder; expected an artifact folder")
+            state = "not a folder" if folder.exists() else "no such folder"
+            raise ArtifactError(f"{folder}: {state}; expected an artifact folder")
         manifest = Manifest.read(folder)
         stamps = _read_stamps(folder)
         fresh = _check_files(folder, manifest, {} if rehash else stamps, progress)

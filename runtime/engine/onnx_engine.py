@@ -8,6 +8,7 @@ import onnxruntime as ort
 from .. import names
 from ..artifact.folder import Artifact
 from ..config import KimiVLConfig
+from ..cores import thread_count
 from ..limits import Limits
 from ..ops.library import configure, find_library
 from ..prompt.patches import PatchedImage
@@ -16,7 +17,7 @@ from .checks import check_finite, check_grid, check_rows, check_step, finite_row
 from .contract import check_graphs
 from .embedding import EmbeddingTable
 from .onnx_layers import Observer, OnnxLayers
-from .onnx_session import open_session, thread_count
+from .onnx_session import open_session
 from .protocol import FloatArray, IntArray
 from .vision_inputs import vision_inputs
 from .weights_place import WeightsPlace, should_pack

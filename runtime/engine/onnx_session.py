@@ -6,7 +6,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from ..artifact.folder import Artifact
-from ..cores import Cores
+from ..cores import thread_count
 from ..errors import ArtifactError
 
 
@@ -82,11 +82,6 @@ def session_from_bytes(
         raise ArtifactError(
             f"{place}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
         ) from error
-
-
-def thread_count(wanted: int | None) -> int:
-    """Give the threads of an engine: as many as are wanted, else one for each core to be had."""
-    return wanted or Cores.of_this_process().threads
 
 
 @cache

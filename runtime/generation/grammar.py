@@ -21,8 +21,9 @@ from .constraint import Constraint, ConstraintError
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-_BLANKS = r"[ \n\t]{0,20}"
-"""White space between two parts of JSON. Without an end a model may write nothing else."""
+_BLANKS = r"( |\n {0,16})?"
+"""Between two parts of JSON: nothing, a blank, or a new line and its indentation. Without an end a
+model may write nothing else."""
 _BACKTRACE = "<backtrace>"
 _SHOWN = 300
 
@@ -44,7 +45,7 @@ class GrammarCompiler:
             import llguidance
         except ImportError as error:
             raise UnsupportedError(
-                "answers that follow a grammar need llguidance: pip install 'kimivl[serve]'"
+                "answers that follow a grammar need llguidance: pip install llguidance"
             ) from error
         self._library = llguidance
         self._rules = AnswerRules(tokenizer, stop_ids)

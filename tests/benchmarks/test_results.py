@@ -9,15 +9,15 @@ import numpy as np
 from benchmarks.cpu.int8 import ratios
 from benchmarks.cpu.long_context import with_capacity
 from benchmarks.cpu.repeated_layers import repeat_last_layer
-from benchmarks.cpu.results import merge_results
+from benchmarks.record import merge_into
 from runtime.artifact.folder import Artifact
 from runtime.engine.onnx_engine import OnnxEngine
 
 
 def test_results_keep_what_others_measured(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    merge_results({"ratios": {"decode_0": 1.5, "int8_decode_0": 1.2}, "samples": [1, 2]}, path)
-    merge_results({"ratios": {"int8_decode_0": 1.3}, "samples": [3], "pictures": {"a": 1}}, path)
+    merge_into(path, {"ratios": {"decode_0": 1.5, "int8_decode_0": 1.2}, "samples": [1, 2]})
+    merge_into(path, {"ratios": {"int8_decode_0": 1.3}, "samples": [3], "pictures": {"a": 1}})
     assert json.loads(path.read_text()) == {
         "ratios": {"decode_0": 1.5, "int8_decode_0": 1.3},
         "samples": [3],

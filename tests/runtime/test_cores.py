@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cores import Cores, count_physical, read_quota
-from runtime.engine.onnx_session import thread_count
+from runtime.cores import Cores, count_physical, read_quota, thread_count
+from runtime.errors import InputError
 
 
 def write(path: Path, text: str) -> Path:
@@ -59,6 +59,14 @@ def test_the_smallest_quota_around_a_process_holds(
     assert read_quota(own, tmp_path / "cgroup") == quota
 
 
+@pytest.mark.parametrize("wanted", [0, -1, 1 << 20])
+def test_threads_that_cannot_run_are_refused(wanted: int) -> None:
+    most = Cores.of_this_process().allowed
+    with pytest.raises(InputError, match=f"expected 1 to {most}, .* found {wanted};"):
+        thread_count(wanted)
+    assert thread_count(most) == most
+
+
 @pytest.mark.parametrize(("microseconds", "quota"), [("250000", 2.5), ("-1", None)])
 def test_quotas_of_the_first_version_are_read_too(
     tmp_path: Path, microseconds: str, quota: float | None
@@ -90,4 +98,4 @@ def test_no_more_threads_start_than_cores_and_quota_feed(
 def test_what_is_asked_for_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     two = Cores(allowed=4, physical=2, quota=None)
     monkeypatch.setattr(Cores, "of_this_process", lambda: two)
-    assert (thread_count(None), thread_count(7)) == (2, 7)
+    assert (thread_count(None), thread_count(3)) == (2, 3)
