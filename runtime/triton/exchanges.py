@@ -6,6 +6,7 @@ Sending waits for the server and takes its lock, so the scheduler's thread only 
 import contextlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from queue import Empty, SimpleQueue
@@ -71,6 +72,8 @@ class Exchanges:
         self._backend, self._tick = backend, tick
         self._waiting: SimpleQueue[tuple[Exchange, Event | Exception] | None] = SimpleQueue()
         self._open: set[Exchange] = set()
+        self.unsubmitted: Counter[str] = Counter()
+        """Errors that requests ended with before they were submitted, by class; of the thread."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="kimivl-triton", daemon=True)
         self._thread.start()
@@ -123,6 +126,8 @@ class Exchanges:
             self._backend.Logger.log_error(described(error))
 
     def _send(self, exchange: Exchange, event: Event | Exception) -> None:
+        if isinstance(event, Exception):
+            self.unsubmitted[type(event).__name__] += 1
         try:
             if isinstance(event, Piece):
                 self._send_piece(exchange, event)

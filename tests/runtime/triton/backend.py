@@ -22,13 +22,15 @@ class Metric:
 
     def __init__(self) -> None:
         self.value = 0.0
+        self.increments: list[float] = []
 
     def set(self, value: float) -> None:
         self.value = value
 
     def increment(self, value: float) -> None:
-        assert value >= 0
+        assert value > 0
         self.value += value
+        self.increments.append(value)
 
 
 class Family:
