@@ -20,9 +20,8 @@ from .errors import described
 from .exchanges import Exchange, Exchanges
 from .questions import Questions, Values, num_images
 
-_TEXT_WORKERS = 2
-_IMAGE_WORKERS = 4
-"""Threads that prepare images; files are decoded one at a time anyway."""
+_NUM_WORKERS = 4
+"""Threads of each kind; of images one at a time is decoded anyway."""
 
 
 class _GoneError(Exception):
@@ -91,8 +90,8 @@ class Preparation:
         """
         self._backend, self._questions = backend, questions
         self._scheduler, self._exchanges = scheduler, exchanges
-        self._texts = ThreadPoolExecutor(_TEXT_WORKERS, thread_name_prefix="kimivl-texts")
-        self._images = ThreadPoolExecutor(_IMAGE_WORKERS, thread_name_prefix="kimivl-images")
+        self._texts = ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="kimivl-texts")
+        self._images = ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="kimivl-images")
 
     def begin(self, sent: Sent) -> None:
         """Take a request; what comes of it is told to its exchange."""

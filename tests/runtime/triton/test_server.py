@@ -224,6 +224,8 @@ def test_after_wrong_requests_the_model_answers_and_has_all_its_slots(
     with pytest.raises(urllib.error.HTTPError):
         post(server, "generate", stream=False)
     assert ask(server.grpc, prompt=b"Hello.", max_new_tokens=2).ids
+    settled(server)
+    assert server.scrape()['kimivl_errors_total{kind="InputError",model="kimi_vl"}'] >= 2
     assert http.is_server_ready()
     assert http.is_model_ready(MODEL)
     wait_for(server, num_free_slots=NUM_SLOTS, failures_in_a_row=0)
