@@ -81,7 +81,10 @@ ApiKeyFileOption = Annotated[
     ),
 ]
 TimeoutOption = Annotated[
-    float, typer.Option(min=0.001, metavar="S", help="Seconds after which a request has failed.")
+    float,
+    typer.Option(
+        min=0.001, max=86_400, metavar="S", help="Seconds after which a request has failed."
+    ),
 ]
 PictureOption = Annotated[
     Path | None,
@@ -98,8 +101,8 @@ class QuestionFlags:
     text_share: TextShareOption = 0
     requests: RequestsOption = 100
 
-    def draw(self, seed: int) -> "list[Question]":
-        """Read the set and draw as many questions as are asked.
+    def draw(self, seed: int, *, num_more: int) -> "list[Question]":
+        """Read the set and draw as many questions as are asked, and some more for warm-ups.
 
         Raises:
             InputError: there is no such set, or a picture of it cannot be used.
@@ -108,7 +111,8 @@ class QuestionFlags:
         from engines.load.asked import Question, draw_questions
 
         asked = [Question.of(example.messages) for example in load_conversations(self.data)]
-        return draw_questions(asked, self.requests, text_share=self.text_share, seed=seed)
+        count = self.requests + num_more
+        return draw_questions(asked, count, text_share=self.text_share, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
