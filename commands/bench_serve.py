@@ -101,9 +101,10 @@ def _show_tables(found: "LoadReport") -> None:
     from engines.load.report import GROUPS, MEASURES
 
     columns = ("seconds", "requests", "mean", "p50", "p90", "p99")
+    has_both = len({one.num_images > 0 for one in found.samples}) > 1
     rows = []
     for measure in MEASURES:
-        for group in GROUPS:
+        for group in GROUPS if has_both else GROUPS[:1]:
             spread = found.spread(measure, group)
             if spread is not None:
                 name = measure.removesuffix("_s").replace("_", " ")
@@ -114,12 +115,13 @@ def _show_tables(found: "LoadReport") -> None:
     output.heading("in all")
     tokens, seconds = found.tokens(), found.duration_s
     answered = len(found.answered())
+    good = {"good requests a second": found.num_good / seconds} if found.limits else {}
     output.facts(
         {
             "answered": f"{answered} of {len(found.samples)}",
             "seconds": seconds,
             "requests a second": answered / seconds,
-            "good requests a second": found.num_good / seconds,
+            **good,
             "new tokens a second": tokens["new"] / seconds,
             "prompt tokens": tokens["prompt"],
             "of these cached": tokens["cached"],

@@ -77,7 +77,9 @@ ModelOption = Annotated[
 ApiKeyFileOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Its first line is sent as the API key.", show_default="none"
+        metavar="FILE",
+        help="Its first key is sent; as for serve, one a line, # for remarks.",
+        show_default="none",
     ),
 ]
 TimeoutOption = Annotated[
@@ -166,6 +168,7 @@ def _read_key(path: Path | None) -> str | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the API key cannot be read: {error}") from error
-    if not lines or not lines[0].strip():
-        raise InputError(f"{path}: holds no API key in its first line")
-    return lines[0].strip()
+    keys = [line.strip() for line in lines if not line.strip().startswith("#")]
+    if not any(keys):
+        raise InputError(f"{path}: holds no API key; write one in a line")
+    return next(filter(None, keys))
