@@ -77,11 +77,16 @@ ModelOption = Annotated[
 ApiKeyFileOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Its first line is sent as the API key.", show_default="none"
+        metavar="FILE",
+        help="Its first key is sent; as for serve, one a line, # for remarks.",
+        show_default="none",
     ),
 ]
 TimeoutOption = Annotated[
-    float, typer.Option(min=0.001, metavar="S", help="Seconds after which a request has failed.")
+    float,
+    typer.Option(
+        min=0.001, max=86_400, metavar="S", help="Seconds after which a request has failed."
+    ),
 ]
 PictureOption = Annotated[
     Path | None,
@@ -98,8 +103,8 @@ class QuestionFlags:
     text_share: TextShareOption = 0
     requests: RequestsOption = 100
 
-    def draw(self, seed: int) -> "list[Question]":
-        """Read the set and draw as many questions as are asked.
+    def draw(self, seed: int, *, num_more: int) -> "list[Question]":
+        """Read the set and draw as many questions as are asked, and some more for warm-ups.
 
         Raises:
             InputError: there is no such set, or a picture of it cannot be used.
@@ -108,7 +113,8 @@ class QuestionFlags:
         from engines.load.asked import Question, draw_questions
 
         asked = [Question.of(example.messages) for example in load_conversations(self.data)]
-        return draw_questions(asked, self.requests, text_share=self.text_share, seed=seed)
+        count = self.requests + num_more
+        return draw_questions(asked, count, text_share=self.text_share, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +168,7 @@ def _read_key(path: Path | None) -> str | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the API key cannot be read: {error}") from error
-    if not lines or not lines[0].strip():
-        raise InputError(f"{path}: holds no API key in its first line")
-    return lines[0].strip()
+    keys = [line.strip() for line in lines if not line.strip().startswith("#")]
+    if not any(keys):
+        raise InputError(f"{path}: holds no API key; write one in a line")
+    return next(filter(None, keys))

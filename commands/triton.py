@@ -1,11 +1,15 @@
 """`triton`: a model repository for NVIDIA's Triton Inference Server."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from . import options, output, progress
+
+_PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 
 RepositoryArgument = Annotated[
     Path,
@@ -52,4 +56,9 @@ def triton(
     with progress.showing() as report:
         models = write_repository(artifact, repository, wanted, report)
     output.facts({"repository": str(repository), "models": models}, as_json=json)
-    output.note(f"next: tritonserver --model-repository={repository}")
+    output.note(f"next: {shlex.join(['tritonserver', f'--model-repository={repository}'])}")
+    if not _PLAIN.fullmatch(str(repository.resolve())):
+        output.note(
+            "warning: servers start Python models through a shell that takes only plain paths; put "
+            "the repository where its path has letters, digits, and /._+- alone"
+        )

@@ -65,5 +65,5 @@ def _second_turn(url: str, endpoint: Endpoint, question: Question) -> dict[str, 
 def _time_to_first_token(endpoint: Endpoint, question: Question) -> float:
     heard: list[float] = []
     start = perf_counter()
-    endpoint.ask(question, lambda: heard.append(perf_counter()))
+    endpoint.ask(question, lambda _: heard.append(perf_counter()))
     return (heard[0] if heard else perf_counter()) - start

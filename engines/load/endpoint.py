@@ -1,9 +1,10 @@
 """What a kind of endpoint implements, and which one an address means."""
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from runtime.errors import InputError
 
@@ -11,11 +12,17 @@ from .asked import Question
 
 DEFAULT_MODEL = "kimi_vl"
 """Of an address of Triton that names none."""
+MIN_TIMEOUT_S = 0.001
+MAX_TIMEOUT_S = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What every request asks for."""
+    """What every request asks for.
+
+    Raises:
+        InputError: the timeout is out of its range.
+    """
 
     max_new_tokens: int
     timeout_s: float
@@ -23,6 +30,24 @@ class Wishes:
     model: str | None = None
     """The first that the endpoint has, if left out."""
     api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be waited for."""
+        if not MIN_TIMEOUT_S <= self.timeout_s <= MAX_TIMEOUT_S:
+            raise InputError(
+                f"timeout: expected {MIN_TIMEOUT_S:g} to {MAX_TIMEOUT_S:g} seconds, "
+                f"found {self.timeout_s}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """A part of an answer, as it came."""
+
+    num_tokens: int
+    """As far as the endpoint tells; in OpenAI's dialect 1 for each part with text."""
+    has_text: bool
+    """Thinking included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +74,14 @@ class Endpoint(Protocol):
 
     @property
     def description(self) -> dict[str, str]:
-        """Name the address, its dialect and the model."""
+        """Name the address, its dialect, the model, and what its tokens are timed by."""
 
-    def ask(self, question: Question, heard: Callable[[], None]) -> Used:
+    def ask(self, question: Question, hear: Callable[[Heard], None]) -> Used:
         """Send one request and read its answer to the end.
 
         Args:
             question: what is asked.
-            heard: called at each piece that has text, thinking included.
+            hear: called at each part that has text or tokens.
 
         Raises:
             RequestFailedError: there is no whole answer.
@@ -72,14 +97,10 @@ def connect(url: str, wishes: Wishes) -> Endpoint:
         wishes: what every request asks for.
 
     Raises:
-        InputError: the address is of neither form.
+        InputError: the address is of neither form, or has a password or a key that is not sent.
         KimiVLError: no server answers there, or it has no such model.
     """
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise InputError(f"{url}: {error}") from error
+    parts, port = _split(url)
     if parts.scheme in ("http", "https") and parts.hostname:
         from .openai_dialect import OpenAIEndpoint
 
@@ -87,11 +108,34 @@ def connect(url: str, wishes: Wishes) -> Endpoint:
     if parts.scheme == "grpc" and parts.hostname and port:
         from .triton_grpc import TritonEndpoint
 
+        if wishes.api_key is not None:
+            raise InputError(f"{url}: a Triton server takes no API key; leave the key out")
         return TritonEndpoint(
-            f"{parts.hostname}:{port}",
+            f"{_bracketed(parts.hostname)}:{port}",
             wishes.model or parts.path.strip("/") or DEFAULT_MODEL,
             wishes,
         )
     raise InputError(
         f"{url}: expected http://HOST:PORT (OpenAI's dialect) or grpc://HOST:PORT/MODEL (Triton)"
     )
+
+
+def _split(url: str) -> tuple[SplitResult, int | None]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"{url.rpartition('@')[2]}: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        raise InputError(
+            f"{parts.scheme}://...@{parts.hostname}: names and passwords are not sent; leave them "
+            "out, and give a key by --api-key-file"
+        )
+    return parts, port
+
+
+def _bracketed(host: str) -> str:
+    try:
+        return f"[{ipaddress.IPv6Address(host)}]"
+    except ValueError:
+        return host

@@ -14,7 +14,7 @@ from runtime.errors import KimiVLError, UnsupportedError
 from runtime.triton import tensors
 
 from .asked import Question
-from .endpoint import RequestFailedError, Used, Wishes
+from .endpoint import Heard, RequestFailedError, Used, Wishes
 
 _MICROSECONDS = 1_000_000
 _CONNECT_S = 10.0
@@ -49,14 +49,27 @@ class TritonEndpoint:
     @property
     def description(self) -> dict[str, str]:
         """Name the address, its dialect and the model."""
-        return {"url": f"grpc://{self._address}", "dialect": "triton", "model": self._model}
+        return {
+            "url": f"grpc://{self._address}",
+            "dialect": "triton",
+            "model": self._model,
+            "tokens_by": "ids",
+        }
 
-    def ask(self, question: Question, heard: Callable[[], None]) -> Used:
+    def ask(self, question: Question, hear: Callable[[Heard], None]) -> Used:
         """Send one request and read its answer to the end.
 
         Raises:
             RequestFailedError: there is no whole answer.
         """
+        try:
+            return self._ask(question, hear)
+        except self._client.InferenceServerException as error:
+            raise RequestFailedError("connection", str(error.message())) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RequestFailedError("malformed", f"{type(error).__name__}: {error}") from error
+
+    def _ask(self, question: Question, hear: Callable[[Heard], None]) -> Used:
         told: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
         with closing(self._client.InferenceServerClient(self._address)) as server:
             server.start_stream(lambda result, error: told.put((result, error)))
@@ -67,17 +80,18 @@ class TritonEndpoint:
                 timeout=int(self._wishes.timeout_s * _MICROSECONDS),
             )
             try:
-                return self._read(told, heard)
+                return self._read(told, hear)
             finally:
                 server.stop_stream(cancel_requests=True)
 
-    def _read(self, told: "SimpleQueue[tuple[Any, Any]]", heard: Callable[[], None]) -> Used:
+    def _read(self, told: "SimpleQueue[tuple[Any, Any]]", hear: Callable[[Heard], None]) -> Used:
         usage = ""
         for result in self._results(told):
             if result.get_response().outputs:
                 texts = [_text(result, one) for one in (tensors.ANSWER, tensors.THINKING)]
-                if any(texts):
-                    heard()
+                num_tokens = len(result.as_numpy(tensors.TOKEN_IDS.name))
+                if num_tokens or any(texts):
+                    hear(Heard(num_tokens=num_tokens, has_text=any(texts)))
                 usage = _text(result, tensors.USAGE) or usage
         if not usage:
             raise RequestFailedError("cut", "the stream ended without its usage")

@@ -8,6 +8,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import FILE_NAME
 from runtime.scheduling.options import SchedulerOptions
 from runtime.triton import tensors
+from runtime.triton.settings import DEFAULT_MAX_IMAGES
 
 from .config_text import Symbol, config_text, map_field
 from .files import Files
@@ -74,6 +75,7 @@ def _config(artifact: Artifact, name: str, target: str, artifact_at: Path | None
         tensors.TARGET: target,
         tensors.MAX_QUEUED: str(defaults.max_queued),
         tensors.IMAGE_CACHE_BYTES: str(defaults.image_cache_bytes),
+        tensors.MAX_IMAGES: str(DEFAULT_MAX_IMAGES),
     }
     return config_text(
         {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from runtime.artifact.folder import CHECKED_FILE, Artifact
-from runtime.errors import InputError
+from runtime.errors import InputError, describe_problems
 from runtime.progress import Progress, silent
 
 from .conversation import conversation_files
@@ -25,7 +25,8 @@ class RepositoryOptions:
     """What a repository is made for.
 
     Raises:
-        InputError: the name is none that a model can have.
+        InputError: the name is none that a model can have, or the artifact's place is no absolute
+            path; both are named at once.
     """
 
     target: str = "cpu"
@@ -33,15 +34,31 @@ class RepositoryOptions:
     """Of the conversational model; others begin with it."""
     encoder: Encoder = "inside"
     artifact_at: Path | None = None
-    """Where the server will find the artifact; in the repository, if left out."""
+    """Absolute: where the server will find the artifact; in the repository, if left out."""
 
     def __post_init__(self) -> None:
         """Refuse what the server would misread."""
+        problems = []
         if not _NAME.fullmatch(self.name):
-            raise InputError(
+            problems.append(
                 f"model name {self.name!r}: expected letters, digits, dots, - and _, which is also "
                 "a folder's name"
             )
+        if self.artifact_at is not None and not _is_portable(self.artifact_at):
+            problems.append(
+                f"artifact at {str(self.artifact_at)!r}: expected an absolute path in UTF-8, as "
+                "the server will see it"
+            )
+        if problems:
+            raise InputError(describe_problems("repository", problems))
+
+
+def _is_portable(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # a file name of other bytes
+        return False
+    return path.is_absolute()
 
 
 def write_repository(

@@ -25,11 +25,21 @@ def triton_error(backend: ModuleType, error: Exception) -> Any:  # noqa: ANN401 
     """
     codes = backend.TritonError
     if not isinstance(error, KimiVLError):
-        return codes(f"{type(error).__name__}: {error}", codes.INTERNAL)
+        return codes(described(error), codes.INTERNAL)
     names = [name for kind, name in _CODES if isinstance(error, kind)]
-    return codes(str(error), getattr(codes, names[0] if names else "INTERNAL"))
+    return codes(_encodable(str(error)), getattr(codes, names[0] if names else "INTERNAL"))
+
+
+def described(error: Exception) -> str:
+    """Name the class of an error and its message, for the log."""
+    return _encodable(f"{type(error).__name__}: {error}")
 
 
 def cancelled(backend: ModuleType) -> Any:  # noqa: ANN401  the server's class
     """Make the error that a cancelled request ends with."""
     return backend.TritonError("the request was cancelled", backend.TritonError.CANCELLED)
+
+
+def _encodable(text: str) -> str:
+    """Escape lone surrogates, which JSON may bring: the server's strings have to be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -3,8 +3,10 @@
 Sending waits for the server and takes its lock, so the scheduler's thread only queues events here.
 """
 
+import contextlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from queue import Empty, SimpleQueue
@@ -17,7 +19,7 @@ import numpy as np
 from ..generation.channels import Piece
 from ..scheduling.handle import End, Event, Handle
 from . import tensors
-from .errors import cancelled, triton_error
+from .errors import cancelled, described, triton_error
 
 LOOK_S = 0.05
 """Between two looks at whether clients have gone away."""
@@ -70,6 +72,8 @@ class Exchanges:
         self._backend, self._tick = backend, tick
         self._waiting: SimpleQueue[tuple[Exchange, Event | Exception] | None] = SimpleQueue()
         self._open: set[Exchange] = set()
+        self.unsubmitted: Counter[str] = Counter()
+        """Errors that requests ended with before they were submitted, by class; of the thread."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="kimivl-triton", daemon=True)
         self._thread.start()
@@ -119,17 +123,21 @@ class Exchanges:
                     one.cancel()
             self._tick()
         except Exception as error:  # noqa: BLE001  the server's; answers must still be sent
-            self._backend.Logger.log_error(f"{type(error).__name__}: {error}")
+            self._backend.Logger.log_error(described(error))
 
     def _send(self, exchange: Exchange, event: Event | Exception) -> None:
+        if isinstance(event, Exception):
+            self.unsubmitted[type(event).__name__] += 1
         try:
             if isinstance(event, Piece):
                 self._send_piece(exchange, event)
             else:
                 self._send_last(exchange, event)
         except Exception as error:  # noqa: BLE001  the server's; one request must not end the others
-            self._backend.Logger.log_error(f"a response could not be sent: {error}")
+            self._log_unsent(error)
             exchange.cancel()
+            if not isinstance(event, Piece):
+                self._send_plain_end(exchange)
         if not isinstance(event, Piece):
             with self._lock:
                 self._open.discard(exchange)
@@ -150,6 +158,20 @@ class Exchanges:
         else:
             response = backend.InferenceResponse(error=cancelled(backend))
         exchange.sender.send(response, flags=backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _send_plain_end(self, exchange: Exchange) -> None:
+        """Send an error without details, or the mark alone: the server waits for it for ever."""
+        codes, final = self._backend.TritonError, self._backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        try:
+            plain = codes("the last response could not be sent", codes.INTERNAL)
+            exchange.sender.send(self._backend.InferenceResponse(error=plain), flags=final)
+        except Exception as error:  # noqa: BLE001  the server's
+            self._log_unsent(error)
+            with contextlib.suppress(Exception):
+                exchange.sender.send(flags=final)
+
+    def _log_unsent(self, error: Exception) -> None:
+        self._backend.Logger.log_error(f"a response could not be sent: {described(error)}")
 
     def _response(self, pieces: list[Piece], end: End | None) -> Any:  # noqa: ANN401  the server's
         result = end.result if end else None

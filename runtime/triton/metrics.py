@@ -1,11 +1,14 @@
 """Figures of the scheduler among the server's own, at its /metrics."""
 
 import threading
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import ModuleType
 from typing import Any
 
+from ..scheduling.errors import QueueFullError
 from ..scheduling.statistics import Measure, Stats
 
 _EVERY_S = 0.5
@@ -70,6 +73,18 @@ class Measured:
                     (f"{_MEASURES[measure]}_seconds_count", float(one.count)),
                 )
             }
+
+
+def with_unsubmitted(stats: Stats, errors: Mapping[str, int]) -> Stats:
+    """Add what ended requests before the scheduler had them.
+
+    Args:
+        stats: of the scheduler.
+        errors: by class; a full queue's are all that were refused, the scheduler's among them.
+    """
+    others = Counter(errors)
+    refused = others.pop(QueueFullError.__name__, 0)
+    return replace(stats, refused=refused, errors=Counter(stats.errors) + others)
 
 
 class Metrics:

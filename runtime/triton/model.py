@@ -8,26 +8,23 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..artifact.manifest import FILE_NAME
-from ..errors import ArtifactError, KimiVLError
+from ..errors import ArtifactError
 from ..scheduling.errors import QueueFullError
-from ..scheduling.options import Deadlines
 from ..session import Session
 from . import tensors
 from .exchanges import Exchange, Exchanges
-from .metrics import Measured, Metrics
+from .metrics import Measured, Metrics, with_unsubmitted
 from .parent import ParentWatch
-from .questions import Questions, Values, read_tensors
+from .preparing import Preparation, Sent
+from .questions import Questions, read_tensors
 from .settings import Settings
 
-_WORKERS = 4
-"""Threads that decode images and encode text."""
 _MICROSECOND = 1e-6
 _MOST_FAILURES = 3
 """Steps that failed one after the other, behind which the model is not ready."""
@@ -60,7 +57,6 @@ class ConversationModel:
         )
         num_slots = session.engine.limits.max_slots
         self._max_open = settings.scheduler.max_queued + num_slots
-        self._questions = Questions(session)
         self._measured, self._metrics = Measured(), Metrics(self._backend, settings.name)
         self._ending = ExitStack()
         self._parent = ParentWatch()
@@ -69,7 +65,8 @@ class ConversationModel:
             session.scheduling(settings.scheduler, observe=self._measured.observe)
         )
         self._exchanges = Exchanges(self._backend, self._tick)
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="kimivl-prompts")
+        questions = Questions(session, settings.max_images)
+        self._preparation = Preparation(self._backend, questions, self._scheduler, self._exchanges)
         self._backend.Logger.log_info(
             f"{settings.name}: {folder}, target {settings.target}, {num_slots} slots"
         )
@@ -87,7 +84,8 @@ class ConversationModel:
             if is_full:
                 self._exchanges.tell(exchange, _full(self._max_open))
             else:
-                self._workers.submit(self._submit, exchange, values, request.timeout())
+                timeout_s = request.timeout() * _MICROSECOND or None
+                self._preparation.begin(Sent(exchange=exchange, values=values, timeout_s=timeout_s))
 
     def is_ready(self) -> bool:
         """Tell whether the engine works; newer servers ask, 2.51 does not."""
@@ -95,28 +93,14 @@ class ConversationModel:
 
     def finalize(self) -> None:
         """End what still runs with an error, tell it, and let go of everything."""
-        self._workers.shutdown(cancel_futures=False)
+        self._preparation.close()
         self._ending.close()
         self._exchanges.close()
 
-    def _submit(self, exchange: Exchange, values: Values, timeout_us: int) -> None:
-        """Make a request of what was sent and hand it to the scheduler; in a worker's thread."""
-        try:
-            handle = self._scheduler.submit(
-                self._questions.request(values),
-                deadlines=Deadlines(total_s=timeout_us * _MICROSECOND if timeout_us else None),
-                listener=lambda event: self._exchanges.tell(exchange, event),
-            )
-        except Exception as error:  # noqa: BLE001  told to whoever asked
-            if not isinstance(error, KimiVLError):
-                self._backend.Logger.log_error(f"{type(error).__name__}: {error}")
-            self._exchanges.tell(exchange, error)
-        else:
-            exchange.submitted(handle)
-
     def _tick(self) -> None:
         self._parent.check()
-        self._metrics.update(self._scheduler.stats(), self._measured)
+        stats = with_unsubmitted(self._scheduler.stats(), self._exchanges.unsubmitted)
+        self._metrics.update(stats, self._measured)
 
 
 def _check_manifest(folder: Path, expected: str) -> None:

@@ -6,18 +6,20 @@ understanding (`Questions.request`) decodes images and may take long, so it is a
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from threading import Lock
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import Image as PillowImage
 
-from ..errors import InputError, describe_problems
+from ..errors import CapacityError, InputError, describe_problems
 from ..generation.constraint import Grammar
 from ..generation.request import Request
 from ..prompt.messages import Image, Message, Text, drop_thinking, parse_messages
+from ..prompt.patches import ImageRule, PatchedImage
 from ..session import Session
 from . import tensors
 
@@ -46,21 +48,50 @@ def read_tensors(backend: ModuleType, request: Any) -> Values:  # noqa: ANN401  
 class Questions:
     """Makes requests for one session; all methods may be called from any thread."""
 
-    def __init__(self, session: Session) -> None:
-        """Keep the session, whose defaults hold for what a request leaves out."""
-        self._session = session
+    def __init__(self, session: Session, max_images: int) -> None:
+        """Keep the session, whose defaults hold for what a request leaves out.
+
+        Args:
+            session: opened.
+            max_images: most images of one request.
+        """
+        self._session, self._max_images = session, max_images
         self._lock = Lock()
         self._compiler: Any = None
 
-    def request(self, values: Values) -> Request:
+    def messages(self, values: Values) -> Sequence[Message]:
+        """Read the conversation; its images are counted, not decoded.
+
+        Raises:
+            InputError: a message is wrong, or contradicts another input.
+            CapacityError: there are too many images.
+        """
+        found = _messages(values)
+        count = num_images(found)
+        if count > self._max_images:
+            raise CapacityError(
+                f"{count} images are over the model's limit of {self._max_images} (max_images)"
+            )
+        return found
+
+    def request(
+        self, values: Values, messages: Sequence[Message], look: Callable[[], None]
+    ) -> Request:
         """Understand what was sent.
+
+        Args:
+            values: all of it.
+            messages: what `messages` made of it.
+            look: called between images; what it raises ends the work.
 
         Raises:
             InputError: a value is wrong, contradicts another, or an image cannot be used.
             CapacityError: an image is too large.
             UnsupportedError: a grammar, and the library for it is not installed.
         """
-        prompt = self._session.encode(_messages(values))
+        encoder = self._session.encoder
+        rule = _WatchedRule(**vars(encoder.rule), look=look)
+        prompt = replace(encoder, rule=rule).encode(messages)
         default = self._session.request(prompt)
         sampling = {one.name: values[one.name] for one in tensors.SAMPLING if one.name in values}
         limits = {one.name: values[one.name] for one in tensors.LIMITS if one.name in values}
@@ -96,6 +127,22 @@ class Questions:
                 session = self._session
                 self._compiler = GrammarCompiler(session.tokenizer, session.stop_ids)
             return self._compiler
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WatchedRule(ImageRule):
+    """Looks up from its work at each image, which may take a second."""
+
+    look: Callable[[], None]
+
+    def patchify(self, image: PillowImage.Image) -> PatchedImage:
+        self.look()
+        return super().patchify(image)
+
+
+def num_images(messages: Sequence[Message]) -> int:
+    """Count the images of a conversation."""
+    return sum(isinstance(part, Image) for message in messages for part in message.parts)
 
 
 def _messages(values: Values) -> Sequence[Message]:

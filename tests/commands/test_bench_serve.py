@@ -1,13 +1,22 @@
 """`bench serve` on a small endpoint, and `bench` without a verb."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from engines.load import run
+from runtime import files
+from runtime.errors import KimiVLError
 from tests.engines.load.fake_openai import Behaviour, say, serving
 
 from .conftest import Tool
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_it_measures_prints_and_draws(tool: Tool, tmp_path: Path) -> None:
@@ -26,6 +35,58 @@ def test_it_measures_prints_and_draws(tool: Tool, tmp_path: Path) -> None:
     assert fields["goodput"]["requests"] == 12
     assert fields["load"]["concurrency"] == 3
     assert {one["images"] > 0 for one in fields["samples"]} == {False, True}
+    assert (fields["load"]["data"], fields["load"]["text_share"]) == ("nano", 0.5)
+    assert fields["load"]["timeout_s"] == 300
+    assert fields["endpoint"]["tokens_by"] == "pieces"
+
+
+def test_results_are_printed_before_the_picture_is_written(
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise KimiVLError("no room for the picture")
+
+    monkeypatch.setattr(files, "write_bytes", refuse)
+    with serving(Behaviour(answer=say("a"))) as url:
+        words = ("--requests", "2", "--json", "--picture", tmp_path / "load.svg")
+        done = tool("bench", "serve", url, *words)
+    assert done.status == 1
+    assert json.loads(done.stdout)["requests"]["answered"] == 2
+    assert "no room for the picture" in done.stderr
+
+
+def test_ctrl_c_ends_it_though_requests_wait_for_answers() -> None:
+    behaviour = Behaviour(answer=lambda number, write: time.sleep(8))
+    with serving(behaviour) as url:
+        words = [sys.executable, "tool.py", "bench", "serve", url, "--warmup", "0"]
+        with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            end = time.monotonic() + 60
+            while behaviour.now < 8:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            start = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+            took_s = time.monotonic() - start
+    assert (process.returncode, told) == (130, "interrupted\n")
+    assert took_s < 4  # an answer takes 8
+    assert len(behaviour.bodies) == 8
+
+
+def test_a_failed_warmup_and_requests_sent_late_are_told(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behaviour = Behaviour(
+        answer=say("a", pause_s=0.1), status=lambda number: 503 if number == 0 else 200
+    )
+    monkeypatch.setattr(run, "MAX_IN_FLIGHT", 1)
+    with serving(behaviour) as url:
+        done = tool("bench", "serve", url, "--requests", "4", "--warmup", "1", "--rate", "100")
+    assert done.status == 0
+    assert "warning: a warm-up failed with 503: come again" in done.stderr
+    assert "requests were sent late" in done.stderr
+    asked = [json.dumps(body["messages"]) for body in behaviour.bodies]
+    assert len(set(asked)) == 5
 
 
 def test_failures_are_counted_and_a_run_without_an_answer_fails(tool: Tool) -> None:
@@ -44,7 +105,13 @@ def test_failures_are_counted_and_a_run_without_an_answer_fails(tool: Tool) -> N
     ("words", "status", "message"),
     [
         (("-c", "2", "--rate", "3"), 2, "contradicts --rate"),
-        (("--within", "first=1"), 1, "limits: expected ttft=SECONDS"),
+        (("--within", "first=1"), 1, "limits: 1 problem: expected ttft=SECONDS"),
+        (("--timeout", "nan"), 2, "--timeout"),
+        (("--timeout", "1e12"), 2, "--timeout"),
+        (("--rate", "inf"), 1, "rate: expected 0.001 to 10000, found inf"),
+        (("--text-share", "nan"), 2, "--text-share"),
+        (("--picture", "."), 1, "is a folder"),
+        (("--picture", "/proc/none/load.svg"), 1, "/proc/none/load.svg"),
         (("--data", "gone.jsonl"), 1, "neither a readable JSONL file"),
         (("--api-key-file", "gone.txt"), 1, "the API key cannot be read"),
         ((), 1, "expected http://HOST:PORT"),

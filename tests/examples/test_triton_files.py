@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from engines.triton.repository import RepositoryOptions
 from tests.triton_server import reason_to_skip, server_help
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "triton"
@@ -63,3 +64,8 @@ def test_the_shell_of_the_dockerfile_is_well_formed() -> None:
     (command,) = re.findall(r"^RUN (.+?)(?<!\\)\n", text, re.MULTILINE | re.DOTALL)
     done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_readiness_is_asked_of_the_model_that_the_tool_names() -> None:
+    probe = container()["containers"][0]["readinessProbe"]["httpGet"]
+    assert probe["path"] == f"/v2/models/{RepositoryOptions().name}/ready"

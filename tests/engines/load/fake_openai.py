@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Write = Callable[[dict[str, Any] | str], None]
-"""Sends one event of the stream."""
+Write = Callable[[dict[str, Any] | str | bytes], None]
+"""Sends one event of the stream, or bytes as they are."""
 
 
 @dataclass(kw_only=True)
@@ -92,9 +92,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b": a comment\n\n")
         self.behaviour.answer(number, self.write)
 
-    def write(self, event: dict[str, Any] | str) -> None:
-        text = event if isinstance(event, str) else json.dumps(event)
-        self.wfile.write(f"data: {text}\n\n".encode())
+    def write(self, event: dict[str, Any] | str | bytes) -> None:
+        if not isinstance(event, bytes):
+            text = event if isinstance(event, str) else json.dumps(event)
+            event = f"data: {text}\n\n".encode()
+        self.wfile.write(event)
         self.wfile.flush()
 
     def reply(self, status: int, body: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -243,7 +244,11 @@ def test_the_same_again_changes_nothing_and_anything_else_is_refused(
     folder = tmp_path / "models"
     write(artifact, folder)
     before = contents(folder)
+    cache = folder / "kimi_vl" / "1" / "__pycache__" / "model.cpython-311.pyc"
+    cache.parent.mkdir()
+    cache.write_bytes(b"left by a server")
     write(artifact, folder)
+    shutil.rmtree(cache.parent)
     with pytest.raises(KimiVLError, match=r"kimi_vl_encoder/1/model.py is missing.*nothing was"):
         write(artifact, folder, encoder="onnx")
     (folder / "other").mkdir()
@@ -255,6 +260,44 @@ def test_the_same_again_changes_nothing_and_anything_else_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(KimiVLError, match="is a file"):
         write(artifact, tmp_path / "file")
+
+
+def test_a_file_with_the_size_and_time_of_ours_but_other_bytes_is_refused(
+    artifact: Path, tmp_path: Path
+) -> None:
+    write(artifact, tmp_path / "models")
+    inside = tmp_path / "models" / "kimi_vl" / "1" / "artifact"
+    table = inside / Manifest.read(inside).embedding.path
+    status, content = table.stat(), bytearray(table.read_bytes())
+    os.utime(table, (0, 0))
+    write(artifact, tmp_path / "models")  # another time, the same bytes
+    content[0] ^= 1
+    table.write_bytes(content)
+    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(KimiVLError, match=f"{table.name} differs"):
+        write(artifact, tmp_path / "models")
+
+
+def test_folders_that_cannot_be_replaced_are_refused_before_anything_is_copied(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path / "real")
+    with pytest.raises(KimiVLError, match="you are in it"):
+        write(artifact, Path())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KimiVLError, match=r"is a mount point or no folder"):
+        write(artifact, tmp_path / "loop")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "real")
+    with pytest.raises(KimiVLError, match=r"real: is a mount point"):
+        write(artifact, tmp_path / "link")
+    assert contents(tmp_path) == {}
+    monkeypatch.undo()
+    write(artifact, tmp_path / "link")
+    assert (tmp_path / "real" / "kimi_vl" / "config.pbtxt").is_file()
+    assert (tmp_path / "link").is_symlink()
 
 
 class KilledError(Exception):
@@ -293,6 +336,9 @@ def test_wrong_names_and_targets_are_refused(artifact: Path, tmp_path: Path) -> 
     for name in ("", "a/b", ".a", "a b"):
         with pytest.raises(InputError, match="model name"):
             RepositoryOptions(name=name)
+    for place in ("", "relative/artifact", "/x\udcff"):
+        with pytest.raises(InputError, match="expected an absolute path in UTF-8"):
+            RepositoryOptions(artifact_at=Path(place))
     with pytest.raises(ArtifactError, match="not built for target 'rtx:sm89'"):
         write(artifact, tmp_path / "models", target="rtx:sm89")
 

@@ -12,6 +12,7 @@ class Error(Exception):
     INTERNAL, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, CANCELLED = range(5)
 
     def __init__(self, message: str, code: int) -> None:
+        message.encode()  # as the server's does, which takes no lone surrogate
         super().__init__(message)
         self.code = code
 
@@ -21,13 +22,15 @@ class Metric:
 
     def __init__(self) -> None:
         self.value = 0.0
+        self.increments: list[float] = []
 
     def set(self, value: float) -> None:
         self.value = value
 
     def increment(self, value: float) -> None:
-        assert value >= 0
+        assert value > 0
         self.value += value
+        self.increments.append(value)
 
 
 class Family:
@@ -50,10 +53,14 @@ class Sender:
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.is_gone = self.is_broken = False
+        self.num_broken_ends = 0
 
-    def send(self, response: Any, flags: int = 0) -> None:  # noqa: ANN401
+    def send(self, response: Any = None, flags: int = 0) -> None:  # noqa: ANN401
         if self.is_broken:
             raise RuntimeError("no shared memory is left")
+        if flags and self.num_broken_ends:
+            self.num_broken_ends -= 1
+            raise RuntimeError("no \ud800 end")
         self.sent.append((response, flags))
 
     def is_cancelled(self) -> bool:
@@ -67,6 +74,11 @@ def make_tensor(name: str, value: Any) -> Any:  # noqa: ANN401
 def make_backend() -> Any:  # noqa: ANN401  stands for a module
     """Make one whose log and metrics can be read."""
     log: list[str] = []
+
+    def write(text: str) -> None:
+        text.encode()
+        log.append(text)
+
     family = type("Family", (Family,), {"made": {}})
     return SimpleNamespace(
         TritonError=Error,
@@ -76,6 +88,6 @@ def make_backend() -> Any:  # noqa: ANN401  stands for a module
         ),
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
         MetricFamily=family,
-        Logger=SimpleNamespace(log_error=log.append, log_info=log.append),
+        Logger=SimpleNamespace(log_error=write, log_info=write),
         log=log,
     )

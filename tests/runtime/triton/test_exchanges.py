@@ -141,6 +141,42 @@ def test_errors_have_the_codes_of_the_server(error: Exception, code: int) -> Non
     assert (str(made), made.code) == ("a", code)
 
 
+def test_what_no_string_of_the_server_can_hold_is_told_escaped(exchanges: Exchanges) -> None:
+    named, mistaken = begin(exchanges), begin(exchanges)
+    exchanges.tell(named, InputError("unknown field '\ud800'"))
+    exchanges.tell(mistaken, ValueError("\ud800"))
+    wait_until(lambda: exchanges.num_open == 0)
+    told = [
+        (str(response.error), flags)
+        for one in (named, mistaken)
+        for response, flags in one.sender.sent
+    ]
+    assert told == [("unknown field '\\ud800'", 1), ("ValueError: \\ud800", 1)]
+
+
+@pytest.mark.parametrize("num_broken", [1, 2])
+def test_an_end_that_cannot_be_sent_is_followed_by_a_plainer_one(
+    num_broken: int,
+    exchanges: Exchanges,
+    backend: Any,  # noqa: ANN401
+) -> None:
+    one, next_one = begin(exchanges), begin(exchanges)
+    one.sender.num_broken_ends = num_broken
+    exchanges.tell(one, STOPPED)
+    exchanges.tell(next_one, STOPPED)
+    wait_until(lambda: exchanges.num_open == 0)
+    ((response, flags),) = one.sender.sent
+    assert flags == 1
+    if num_broken == 1:
+        assert (str(response.error), response.error.code) == (
+            *("the last response could not be sent", Error.INTERNAL),
+        )
+    else:
+        assert response is None
+    assert len(next_one.sender.sent) == 1
+    assert "a response could not be sent: RuntimeError: no \\ud800 end" in backend.log
+
+
 def test_a_mistake_of_ours_is_told_with_its_class(exchanges: Exchanges) -> None:
     one = begin(exchanges)
     exchanges.tell(one, KeyError("x"))

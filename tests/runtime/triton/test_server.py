@@ -155,7 +155,9 @@ def test_sampling_values_and_stop_strings_arrive(server: TritonServer) -> None:
     assert sampled[0].ids == sampled[1].ids != other.ids
     assert sampled[0].finish_reasons[-1] in ("length", "stop")
     stopped = ask(server.grpc, prompt=b"Count.", regex=b"[0-9]{40}z", stop=[b"9", b"z"])
-    assert not {"9", "z"} & set(stopped.text)
+    assert stopped.finish_reasons[-1] == "stop"
+    assert re.fullmatch("[0-8]{0,40}", stopped.text)
+    assert stopped.ids
     logged = ask(server.grpc, prompt=b"Hello.", logprobs=1, max_new_tokens=3)
     numbers = [one for response in logged.responses for one in response["token_logprobs"]]
     assert len(numbers) == 3
@@ -197,6 +199,8 @@ def test_plain_infer_over_http_is_refused_by_the_server(
         ),
         ({"prompt": b"a", "images": [b"no image"]}, "no image of a known format"),
         ({"messages": json.dumps(messages("a")).encode(), "images": [b"x"]}, "1 were sent"),
+        ({"messages": rb'[{"role": "\ud800", "content": "a"}]'}, "unknown role"),
+        ({"prompt": b"a", "images": [b"no image"] * 33}, "33 images are over the model's limit"),
         ({"prompt": b"a", "temperature": -1.0}, "temperature: expected 0"),
         ({"prompt": b"a", "max_new_tokens": 0}, "max_new_tokens: expected an integer"),
         ({"prompt": b"word " * 4000}, "tokens"),
@@ -220,6 +224,8 @@ def test_after_wrong_requests_the_model_answers_and_has_all_its_slots(
     with pytest.raises(urllib.error.HTTPError):
         post(server, "generate", stream=False)
     assert ask(server.grpc, prompt=b"Hello.", max_new_tokens=2).ids
+    settled(server)
+    assert server.scrape()['kimivl_errors_total{kind="InputError",model="kimi_vl"}'] >= 2
     assert http.is_server_ready()
     assert http.is_model_ready(MODEL)
     wait_for(server, num_free_slots=NUM_SLOTS, failures_in_a_row=0)
@@ -317,4 +323,5 @@ def test_a_model_that_cannot_run_is_refused_with_the_reason(
         (folder.parent / "config.pbtxt").write_text(source.replace("kimi_vl", "other"))
     with pytest.raises(InferenceServerException, match=message):
         http.load_model("other", config=json.dumps(config))
-    assert server.log.exists()
+    assert not http.is_model_ready("other")
+    assert ask(server.grpc, prompt=b"Hello.", max_new_tokens=2).ids

@@ -32,6 +32,14 @@ def test_what_is_left_out_is_the_schedulers_own() -> None:
     assert (settings.num_threads, settings.release) == (2, "thinking-2506")
 
 
+def test_images_have_a_limit_and_the_servers_own_parameters_pass() -> None:
+    own = {"EXECUTION_ENV_PATH": "/env.tar.gz", "FORCE_CPU_ONLY_INPUT_TENSORS": "yes"}
+    assert Settings.from_config(config(**REQUIRED, **own)).max_images == 32
+    assert Settings.from_config(config(**REQUIRED, max_images="0")).max_images == 0
+    one_gpu = {"instance_group": [{"count": 1, "gpus": [3]}]}
+    assert Settings.from_config(config(**REQUIRED) | one_gpu).name == "kimi_vl"
+
+
 def test_all_wrong_parameters_are_named_at_once() -> None:
     wrong = {"artifact": "", "target": "cpu", "max_queued": "many", "threads": "-1", "slots": "3"}
     with pytest.raises(InputError) as raised:
@@ -45,8 +53,11 @@ def test_all_wrong_parameters_are_named_at_once() -> None:
         Settings.from_config(config(**REQUIRED, max_queued="0"))
 
 
-@pytest.mark.parametrize("groups", [[{"count": 2}], [{"count": 1}, {"count": 1}]])
-def test_more_than_one_instance_is_refused(groups: list[dict[str, int]]) -> None:
+@pytest.mark.parametrize(
+    "groups",
+    [[{"count": 2}], [{"count": 1}, {"count": 1}], [{"count": 1, "gpus": [0, 1]}]],
+)
+def test_more_than_one_instance_is_refused(groups: list[dict[str, Any]]) -> None:
     with pytest.raises(UnsupportedError, match="2 instances: one holds the weights"):
         Settings.from_config(config(**REQUIRED) | {"instance_group": groups})
 
