@@ -2,9 +2,12 @@
 
 import hashlib
 import hmac
+import logging
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, describe_problems
+
+_LOGGER = logging.getLogger("kimivl.server")
 
 
 class ApiKeys:
@@ -22,16 +25,24 @@ class ApiKeys:
             InputError: it is not readable, or holds no key.
         """
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as a file of API keys: {error}") from error
-        words = map(str.strip, lines)
-        keys = [word for word in words if word and not word.startswith("#")]
+        words = ((number, line.strip()) for number, line in enumerate(lines, start=1))
+        keys = {number: word for number, word in words if word and not word.startswith("#")}
         if not keys:
             raise InputError(f"{path}: holds no API key; write one a line")
-        if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
-            raise InputError(f"{path}: a key has characters that no HTTP header can carry")
-        return cls(tuple(map(_digest, keys)))
+        problems = [
+            f"line {number}: a key is letters, digits and signs of ASCII, without blanks; remarks "
+            "have lines of their own"
+            for number, key in keys.items()
+            if not (key.isascii() and key.isprintable() and " " not in key)
+        ]
+        if problems:
+            raise InputError(describe_problems(str(path), problems))
+        if path.stat().st_mode & 0o077:
+            _LOGGER.warning("warning: other users may read %s; chmod 600 would keep it", path)
+        return cls(tuple(map(_digest, keys.values())))
 
     def allow(self, authorization: str) -> bool:
         """Tell whether the value of an Authorization header is `Bearer` and one of the keys."""

@@ -1,6 +1,8 @@
 """What is configured of a server."""
 
 import ipaddress
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from ..errors import InputError, describe_problems
 from .flags import FLAGS
 
 _MEGABYTE = 1 << 20
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]]+)(:\d{1,5})?")
+_ORIGIN = re.compile(rf"\*|https?://{_HOST.pattern}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +56,7 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        problems = [
-            f"{FLAGS[name].name}: expected at least {least}, found {value!r}"
-            for name, value, least in (
-                ("port", self.port, 0),
-                ("max_body_bytes", self.max_body_bytes, 1),
-                ("max_images", self.max_images, 0),
-                ("max_new_tokens", self.max_new_tokens, 1),
-                ("max_queued", self.max_queued, 0),
-                ("chunk_beside_decoding", self.chunk_beside_decoding, 1),
-                ("image_cache_bytes", self.image_cache_bytes, 0),
-                ("drain_timeout_s", self.drain_timeout_s, 0),
-            )
-            if value is not None and not value >= least
-        ]
-        problems += [
-            f"{FLAGS[name].name}: expected a positive number of seconds, found {value!r}"
-            for name, value in (
-                ("queue_timeout_s", self.queue_timeout_s),
-                ("request_timeout_s", self.request_timeout_s),
-            )
-            if value is not None and not value > 0
-        ]
-        if self.port > 65535:
-            problems.append(f"{FLAGS['port'].name}: expected at most 65535, found {self.port}")
-        if not self.model_names or not all(self.model_names):
-            name = FLAGS["model_names"].name
-            problems.append(f"{name}: expected at least one name, none empty")
+        problems = [*self._numbers(), *self._forms()]
         if not (self.is_loopback or self.api_keys or self.allow_anyone):
             problems.append(
                 f"host {self.host} can be reached from other machines; give --api-keys FILE, or "
@@ -86,6 +64,42 @@ class ServerOptions:
             )
         if problems:
             raise InputError(describe_problems("server", problems))
+
+    def _numbers(self) -> Iterator[str]:
+        """Yield what is wrong with numbers."""
+        for name, value, least in (
+            ("port", self.port, 0),
+            ("max_body_bytes", self.max_body_bytes, 1),
+            ("max_images", self.max_images, 0),
+            ("max_new_tokens", self.max_new_tokens, 1),
+            ("max_queued", self.max_queued, 0),
+            ("chunk_beside_decoding", self.chunk_beside_decoding, 1),
+            ("image_cache_bytes", self.image_cache_bytes, 0),
+            ("drain_timeout_s", self.drain_timeout_s, 0),
+        ):
+            if value is not None and not value >= least:
+                yield f"{FLAGS[name].name}: expected at least {least}, found {value!r}"
+        for name, seconds in (
+            ("queue_timeout_s", self.queue_timeout_s),
+            ("request_timeout_s", self.request_timeout_s),
+        ):
+            if seconds is not None and not seconds > 0:
+                flag = FLAGS[name].name
+                yield f"{flag}: expected a positive number of seconds, found {seconds!r}"
+        if self.port > 65535:
+            yield f"{FLAGS['port'].name}: expected at most 65535, found {self.port}"
+
+    def _forms(self) -> Iterator[str]:
+        """Yield what is wrong with names."""
+        if not self.model_names or not all(self.model_names):
+            yield f"{FLAGS['model_names'].name}: expected at least one name, none empty"
+        for name, values, form, expected in (
+            ("image_hosts", self.image_hosts, _HOST, "HOST or HOST:PORT"),
+            ("cors_origins", self.cors_origins, _ORIGIN, "https://HOST or http://HOST:PORT"),
+        ):
+            for value in values:
+                if not form.fullmatch(value):
+                    yield f"{FLAGS[name].name}: expected {expected}, found {value!r}"
 
     @property
     def is_loopback(self) -> bool:

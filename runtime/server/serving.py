@@ -29,7 +29,8 @@ def check_installed(names: Sequence[str] = _NEEDED) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise UnsupportedError(
-            f"the server needs {', '.join(missing)}: pip install 'kimivl[serve]'"
+            f"the server needs {', '.join(missing)}, of the extra `serve`: "
+            "pip install -e '.[tool,serve]' in a checkout, else pip install 'WHEEL[serve]'"
         )
 
 
@@ -73,7 +74,9 @@ def bind(host: str, port: int) -> socket.socket:
         InputError: it is taken, or not one of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off for sockets that say TCP; else answers wait for the peer's
+    # delayed acknowledgement, 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # inherited by every connection

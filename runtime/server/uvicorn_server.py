@@ -6,6 +6,7 @@ requests are told 503, and running ones get their time. uvicorn alone would clos
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ from .metrics import Metrics
 from .options import ServerOptions
 from .service import Service
 
+_LOGGER = logging.getLogger("kimivl.server")
 _KEEP_ALIVE_S = 65
 """Longer than proxies keep idle connections by default, so that they end them, not we."""
 _LAST_WORDS_S = 3
@@ -64,6 +66,11 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     def _begin_to_drain(self) -> None:
+        _LOGGER.info(
+            "finishing %d requests, for at most %g s; another signal ends them",
+            self.service.num_inside,
+            self.service.options.drain_timeout_s,
+        )
         self._drain = asyncio.create_task(self._end_gently())
 
     async def _end_gently(self) -> None:

@@ -85,7 +85,8 @@ def test_the_commands_of_the_pages_work_and_sigterm_lets_streams_finish(
         output, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, output) == (0, b"")
     lines = log.read_text().splitlines()
-    records = [json.loads(line) for line in lines[1:]]
+    assert [line[:7] for line in lines if not line.startswith("{")] == ["serving", "finishi"]
+    records = [json.loads(line) for line in lines if line.startswith("{")]
     assert len(records) == len(commands) + len(streams)
     assert {(one["path"], one["status"]) for one in records} == {(CHAT, 200)}
     assert all(one["new_tokens"] > 0 and one["prompt_tokens"] > 0 for one in records)
