@@ -21,7 +21,7 @@ _GAUGES = {
     "num_used_slots": "Slots that a request has.",
     "num_cached_tokens": "Tokens in the cache, in use or ready to be used again.",
     "image_cache_bytes": "What is kept of images.",
-    "failures_in_a_row": "Steps of the engine that failed since the last one that did not.",
+    "failures_in_a_row": "Steps of one kind that failed one after the other, of late.",
 }
 _COUNTERS = {
     "submitted": "Requests that were queued.",

@@ -6,14 +6,15 @@ Requests with images have threads of their own, so that text does not wait for t
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from types import ModuleType
 
 from ..errors import KimiVLError
 from ..prompt.messages import Message
 from ..scheduling.errors import DeadlineError
-from ..scheduling.handle import End, Event
+from ..scheduling.handle import End
 from ..scheduling.options import Deadlines
 from ..scheduling.scheduler import Scheduler
 from .errors import described
@@ -48,26 +49,7 @@ class Sent:
         if self.exchange.is_cancelled:
             raise _GoneError
         if self.timeout_s is not None and monotonic() - self.arrived >= self.timeout_s:
-            raise self.overdue()
-
-    def overdue(self) -> DeadlineError:
-        """Make the error of a request that has taken longer than it was given."""
-        return DeadlineError(
-            f"the request was not answered within {self.timeout_s:g} s; ask for fewer tokens or "
-            "give it longer"
-        )
-
-    @property
-    def deadlines(self) -> Deadlines:
-        """What is left of its time.
-
-        Raises:
-            DeadlineError: nothing.
-        """
-        self.look()
-        if self.timeout_s is None:
-            return Deadlines()
-        return Deadlines(total_s=max(1e-6, self.arrived + self.timeout_s - monotonic()))
+            raise DeadlineError.unanswered(self.timeout_s)
 
 
 class Preparation:
@@ -112,15 +94,15 @@ class Preparation:
                 self._submit(sent, messages)
 
     def _submit(self, sent: Sent, messages: Sequence[Message]) -> None:
-        def tell(event: Event) -> None:
-            if isinstance(event, End) and isinstance(event.error, DeadlineError):
-                event = replace(event, error=sent.overdue())  # by the time that it was given
-            self._exchanges.tell(sent.exchange, event)
-
         with self._failures_told(sent):
             sent.look()
             request = self._questions.request(sent.values, messages, sent.look)
-            handle = self._scheduler.submit(request, deadlines=sent.deadlines, listener=tell)
+            handle = self._scheduler.submit(
+                request,
+                deadlines=Deadlines(total_s=sent.timeout_s),
+                listener=partial(self._exchanges.tell, sent.exchange),
+                arrived=sent.arrived,
+            )
             sent.exchange.submitted(handle)
 
     @contextmanager
