@@ -35,7 +35,7 @@ TargetOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Where it runs: cpu; rtx:sm89, or several cards as rtx:sm89+sm120; trt.",
+        help="Where it runs: cpu; cuda; rtx:sm89, or several cards as rtx:sm89+sm120; trt.",
     ),
 ]
 WeightsOption = Annotated[
@@ -311,7 +311,9 @@ ShowThinkingOption = Annotated[
 
 PlanTargetOption = Annotated[
     str,
-    typer.Option(metavar="NAME", help="Where it shall run: cpu, or rtx:smNN, such as rtx:sm89."),
+    typer.Option(
+        metavar="NAME", help="Where it shall run: cpu, cuda, or rtx:smNN, such as rtx:sm89."
+    ),
 ]
 SamplesOption = Annotated[
     int,

@@ -63,13 +63,6 @@ _ALL = (
         remark="int4 stays codes, int8 where activations may be rounded; all else is fp32",
     ),
     Target(
-        name="cuda",
-        bases=("fp32", "fp16", "bf16"),
-        codes=("int8", "int4"),
-        int4_groups=(32, 64, 128),
-        remark="ONNX Runtime; codes stay codes, in the base type, activations are not rounded",
-    ),
-    Target(
         name="rtx:sm75",
         bases=("fp16",),  # it refuses products in fp32
         codes=("int8",),
@@ -87,6 +80,13 @@ _ALL = (
         codes=("int8", "int4", "fp8", "nvfp4"),
         int4_groups=(32, 64, 128),
         remark="the GPU at hand, which may have fewer formats",
+    ),
+    Target(
+        name="cuda",
+        bases=("fp32", "fp16", "bf16"),
+        codes=("int8", "int4"),
+        int4_groups=(32, 64, 128),
+        remark="ONNX Runtime; codes stay codes, in the base type, activations are not rounded",
     ),
 )
 TARGETS = {target.name: target for target in _ALL}

@@ -4,7 +4,7 @@ The operator takes the K largest of `router_probs` and weighs the experts by the
 logarithms of our scores at the chosen experts, and a large negative number elsewhere, make it
 choose the same ones and weigh them by score / sum; the sum is multiplied back afterwards. Where a
 graph computes in 16 bits, so does the operator with the logarithms: they are made relative to the
-largest first, which takes the rounding off the experts that count most.
+mean score first, which leaves little to round.
 
 Experts whose inner values are rounded keep their neutral bodies: the operator cannot round there.
 """
@@ -185,17 +185,23 @@ def _relay_computed(tape: ir.tape.Tape, pair: _Pair) -> list[ir.Value]:
 def _router_logits(tape: ir.tape.Tape, pair: _Pair, *, num_experts: int) -> ir.Value:
     """Logarithms of the scores at the chosen experts, much less elsewhere: (N, E)."""
     tiny = tape.op("Constant", [], {"value_float": 1e-30})
-    logs = tape.op("Log", [tape.op("Max", [pair.scores, tiny])])
     is_narrow = pair.hidden.dtype in NARROW
-    if is_narrow:
-        most = tape.op("ReduceMax", [logs, _ints(tape, [-1])], {"keepdims": 1})
-        logs = tape.op("Sub", [logs, most])
+    scores = tape.op("Div", [pair.scores, _mean(tape, pair)]) if is_narrow else pair.scores
+    logs = tape.op("Log", [tape.op("Max", [scores, tiny])])
     rows = tape.op("Shape", [pair.experts], {"start": 0, "end": 1})
     shape = tape.op("Concat", [rows, _ints(tape, [num_experts])], {"axis": 0})
     never = tape.op("Constant", [], {"value_float": _NEVER})
     base = tape.op("Expand", [never, shape])
     logits = tape.op("ScatterElements", [base, pair.experts, logs], {"axis": 1})
     return _cast(tape, logits, given(pair.hidden.dtype)) if is_narrow else logits
+
+
+def _mean(tape: ir.tape.Tape, pair: _Pair) -> ir.Value:
+    """Average the scores of each token, (N, 1); of none it is a number that divides nothing."""
+    total = tape.op("ReduceSum", [pair.scores, _ints(tape, [-1])], {"keepdims": 1})
+    count = tape.op("Constant", [], {"value_float": 1.0 / static_size(pair.experts, 1)})
+    least = tape.op("Constant", [], {"value_float": 1e-30})
+    return tape.op("Max", [tape.op("Mul", [total, count]), least])
 
 
 def _scaled(tape: ir.tape.Tape, mixed: ir.Value, total: ir.Value, dtype: ir.DataType) -> ir.Value:

@@ -2,9 +2,9 @@
 
 from ..cpu.fuse_experts import FuseExperts
 from ..lowering import Pass
-from ..trt.passes.choose_best import ChooseBest
 from ..trt.passes.inline_bodies import InlineBodies
 from ..trt.passes.unique_names import UniqueNames
+from .choose_best import ChooseBestByTopK
 from .coded_experts import CodedExperts
 from .coded_products import CodedProducts
 from .wide_features import WideFeatures
@@ -17,7 +17,7 @@ def passes() -> list[Pass]:
         FuseExperts(),
         CodedProducts(),
         InlineBodies(),
-        ChooseBest(),
+        ChooseBestByTopK(),
         WideFeatures(),
         UniqueNames(),
     ]

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -16,13 +16,10 @@ from ..checks import finite_rows
 from ..piecewise import HeadRows
 from ..protocol import FloatArray, IntArray
 from ..trt.device import Device
-from ..trt.memory import DeviceCache
 from ..trt.numbers import to_stored
+from .cache import LEAST_ROWS, SlotCache
 from .provider import GRAPH_ID, UNRECORDED, Provider, named_error
 
-_WINDOW_STEP = 256
-"""The least rows of the cache that attention reads; a longer window is one of four to a doubling,
-so that few windows are recorded and at most a quarter is read in vain."""
 _MAX_ROWS = 64
 """Rows of logits that a run keeps room for, where there are no more slots than that."""
 _MAX_RECORDINGS = 64
@@ -32,11 +29,15 @@ _MAX_BOUND = 64
 Wanted = Literal["logits", "best"]
 
 
-class _Type:
-    """A type of tensors: as ONNX numbers it, as `to_stored` calls it, its size in bytes."""
+class _Type(NamedTuple):
+    """A type of tensors."""
 
-    def __init__(self, number: int, stored: str, size: int) -> None:
-        self.number, self.stored, self.size = number, stored, size
+    number: int
+    """As ONNX numbers it."""
+    stored: str
+    """As `to_stored` calls it."""
+    size: int
+    """In bytes."""
 
 
 _TYPES = {
@@ -53,9 +54,12 @@ class _Sizes:
     """Everything that a binding, and a recording of it, depends on."""
 
     first_slot: int
+    slot_rows: int
+    """Tokens from one slot to the next: where a slot begins."""
     batch: int
     tokens: int
     window: int
+    """Tokens of each slot that attention reads."""
     rows: int
 
 
@@ -73,7 +77,7 @@ class Decoder:
     def __init__(
         self,
         session: ort.InferenceSession,
-        cache: DeviceCache,
+        cache: SlotCache,
         layers: Sequence[str],
         *,
         limits: Limits,
@@ -124,7 +128,7 @@ class Decoder:
         Args:
             first_slot: of B neighbours.
             hidden: (B, S, C), at most `prefill_chunk` tokens each.
-            lengths: tokens that each slot has before, (B,).
+            lengths: tokens that each slot has before, (B,); what it held behind them is gone.
             rows: which of the flattened (B * S) tokens the head takes, (N,).
             wanted: logits, or their best ids.
 
@@ -133,9 +137,13 @@ class Decoder:
             write the same rows of the cache again.
         """
         batch, tokens = hidden.shape[:2]
+        ends = [int(length) + tokens for length in lengths]
+        self._cache.fit(first_slot, ends)
+        # One slot's first rows are a block of memory; those of several are not, unless all are.
+        slot_rows = self._cache.rows
+        window = min(slot_rows, window_of(ends[0])) if batch == 1 else slot_rows
         self._write(names.HIDDEN, hidden)
         self._write(names.LENGTHS, lengths)
-        window = self._window(batch, int(lengths.max()) + tokens)
         found = []
         for start in range(0, max(1, len(rows)), self._max_rows):
             some = rows[start : start + self._max_rows]
@@ -143,6 +151,7 @@ class Decoder:
             self._write(names.ROWS, some if len(some) else np.zeros(1, dtype=np.int64))
             sizes = _Sizes(
                 first_slot=first_slot,
+                slot_rows=slot_rows,
                 batch=batch,
                 tokens=tokens,
                 window=window,
@@ -152,14 +161,6 @@ class Decoder:
             found.append(self._read(wanted, len(some)))
         return HeadRows(*map(np.concatenate, zip(*found, strict=True)))
 
-    def _window(self, batch: int, needed: int) -> int:
-        """Give the rows of the cache that are bound.
-
-        One slot's first rows are a block of memory; those of several are not, unless they are all.
-        """
-        capacity = self._limits.max_tokens
-        return capacity if batch > 1 else min(capacity, window_of(needed))
-
     def _run(self, sizes: _Sizes) -> None:
         bound = self._bound.get(sizes) or self._bind(sizes)
         self._bound[sizes] = bound
@@ -168,6 +169,7 @@ class Decoder:
             self._bound.popitem(last=False)
         try:
             self._session.run_with_iobinding(bound.binding, bound.options)
+            bound.binding.synchronize_outputs()  # the device's stream is not ONNX Runtime's
         except Exception as error:  # the bindings raise many types without a common base
             raise named_error(error, "a step of the decoder") from error
 
@@ -232,8 +234,12 @@ class Decoder:
 
 
 def window_of(needed: int) -> int:
-    """Give the window of so many rows: a multiple of 256, then of a quarter of a power of two."""
-    step = _WINDOW_STEP
+    """Give the rows of one slot that attention reads where so many are needed.
+
+    A multiple of 256, then one of four to a doubling: few windows are recorded, and at most a
+    quarter is read in vain.
+    """
+    step = LEAST_ROWS
     while needed > 4 * step:
         step *= 2
     return -(-needed // step) * step

@@ -17,9 +17,9 @@ from ..embedding import EmbeddingTable
 from ..piecewise import HeadRows, run_in_pieces
 from ..protocol import FloatArray, IntArray
 from ..trt.device import CudaDevice, Device
-from ..trt.memory import DeviceCache
 from ..trt.pieces import Piece
 from ..vision_inputs import vision_inputs
+from .cache import SlotCache
 from .contract import check_graphs
 from .decoder import Decoder, Wanted
 from .provider import CUDA, Provider
@@ -60,7 +60,7 @@ class CudaEngine:
         self._vision_config = config.vision
         layers = [names.layer_name(layer) for layer in artifact.manifest.layers]
         # The cache before the weights: what is too much is refused at once.
-        self._cache = DeviceCache(layers, record.cache, record.limits, self._device)
+        self._cache = SlotCache(layers, record.cache, record.limits, self._device)
         sessions = {
             names.VISION: provider.open(artifact, record.graphs[names.VISION]),
             names.PROJECTOR: provider.open(artifact, record.graphs[names.PROJECTOR]),
