@@ -141,4 +141,7 @@ def _by_expert(tape: ir.tape.Tape, experts: _Experts) -> ir.Value:
     zero = tape.op("Constant", [], {"value_float": 0.0})
     zeros = tape.op("Expand", [zero, shape])
     wide = tape.op("ScatterElements", [zeros, experts.chosen, experts.scores], {"axis": 1})
-    return tape.op("Cast", [wide], {"to": given(experts.hidden.dtype).value})
+    dtype = given(experts.hidden.dtype)
+    narrow = tape.op("Cast", [wide], {"to": dtype.value})
+    narrow.type = ir.TensorType(dtype)
+    return narrow

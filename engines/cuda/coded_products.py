@@ -34,7 +34,7 @@ class CodedProducts:
         other = [
             node.name
             for node, codes in _products(model)
-            if codes.scales.dtype != given(node.inputs[0]).dtype
+            if codes.scales.dtype != before_rounding(given(node.inputs[0])).dtype
         ]
         return f"products whose scales are of another type: {other[:3]}" if other else None
 
