@@ -240,6 +240,6 @@ def window_of(needed: int) -> int:
     quarter is read in vain.
     """
     step = LEAST_ROWS
-    while needed > 4 * step:
+    while needed > 8 * step:
         step *= 2
     return -(-needed // step) * step
