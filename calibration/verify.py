@@ -43,7 +43,7 @@ def verify_artifact(
         progress: told in graphs, then in samples.
         held_out: the conversations that judged a quantised artifact; then the target's own price
             is measured, too, where it runs on this machine.
-        on_device: run the plans of a target of TensorRT, too; needs the card.
+        on_device: run a target that needs a GPU on it, too.
 
     Returns:
         The manifest with the figures of this target, also written to the folder.
@@ -51,12 +51,12 @@ def verify_artifact(
     Raises:
         ArtifactError: a file is not what the manifest says, or a graph is off by more than its
             tolerance; all are listed. The manifest stays as it was.
-        InputError: a target without plans was to run on a card.
+        InputError: a target that runs on the CPU was to run on a card.
     """
     artifact = Artifact.open(folder, rehash=True, progress=progress)
     record = artifact.target(target)
-    if on_device and record.plans is None:
-        raise InputError(f"target {target} has no plans: --on-device is about those of TensorRT")
+    if on_device and not record.needs_gpu:
+        raise InputError(f"target {target} has no plans: --on-device is about what needs a card")
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     manifest = artifact.manifest
     plans = plan_graphs(config, torch.float32, manifest.layers, taps=manifest.taps)
@@ -76,7 +76,7 @@ def verify_artifact(
     if problems:
         raise ArtifactError(describe_problems(f"{folder}, target {target}", problems))
     measured = manifest.with_parity(target, figures)
-    runs_here = record.plans is None or on_device
+    runs_here = on_device or not record.needs_gpu
     if on_device:
         measured = measured.with_device(target, *measure_on_device(artifact, target, progress))
     if held_out is not None and manifest.calibration and runs_here:

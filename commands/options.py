@@ -57,7 +57,7 @@ PluginsOption = Annotated[
     ),
 ]
 OnDeviceOption = Annotated[
-    bool, typer.Option("--on-device", help="Run and time the plans of TensorRT on this card.")
+    bool, typer.Option("--on-device", help="Run and time what needs a GPU on the one that is here.")
 ]
 QuickPluginsOption = Annotated[
     bool,

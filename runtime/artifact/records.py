@@ -115,6 +115,11 @@ class TargetRecord:
     decoder: str | None = None
     """Path of the graph of all layers and the head; None where they run one by one."""
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it runs on nothing else."""
+        return self.plans is not None or self.decoder is not None
+
     def paths(self) -> list[str]:
         """List all files that it names."""
         found = [*self.graphs.values(), *([self.decoder] if self.decoder else [])]

@@ -81,7 +81,8 @@ def test_the_chosen_experts_are_mixed_by_their_scores(
     assert (attributes["k"], attributes["block_size"]) == (K, group or 64)
     assert (attributes["weights_prepacked"], attributes["normalize_routing_weights"]) == (0, 0)
     assert node.inputs[1] is node.inputs[14]
-    assert {node.inputs[place].dtype for place in (0, 1, 3, 6)} == {ir.DataType.FLOAT16}
+    read = [node.inputs[place] for place in (0, 1, 3, 6)]
+    assert {value.dtype for value in read if value} == {ir.DataType.FLOAT16}
     found = run(made, feeds())
     assert found.dtype == np.float16
     assert error(found.astype(np.float64), oracle(given, feeds())) <= bound

@@ -29,7 +29,7 @@ def graph(
     *, bits: int, group: int | None, inputs: int = 64, base: type = np.float32
 ) -> tuple[ir.Model, Array]:
     weight = coded(3, (inputs, 48), bits=bits, group=group, base=base)
-    name = {np.float32: "float", np.float16: "float16"}[base]
+    name = "float" if base is np.float32 else "float16"
     return build(GRAPH.replace("TYPE", name), {"weight": weight}), weight.meaning
 
 
