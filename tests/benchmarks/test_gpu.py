@@ -79,7 +79,10 @@ class FakeCuda:
     """A driver with one card, of which three of eight bytes are free."""
 
     def __getattr__(self, name: str) -> Callable[..., int]:
-        known = {"cuMemGetInfo_v2": tell_memory, "cuDeviceGetName": tell_name}
+        known: dict[str, Callable[..., int]] = {
+            "cuMemGetInfo_v2": tell_memory,
+            "cuDeviceGetName": tell_name,
+        }
         return known.get(name, lambda *arguments: 0)
 
 

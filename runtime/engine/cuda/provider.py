@@ -4,6 +4,7 @@ Source: onnxruntime-gpu 1.31.1: provider options, `gpu_graph_id`, `preload_dlls`
 """
 
 import contextlib
+import re
 import sys
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ _NO_MEMORY = ("out of memory", "Failed to allocate memory", "CUDA failure 2:")
 GRAPH_ID = "gpu_graph_id"
 """Entry of a run's options: which recorded graph it records or replays."""
 UNRECORDED = "-1"
+_LEAST_VERSION = (1, 31)
+"""Earlier kernels read sizes from the host's memory when a recording is replayed: `GatherND`,
+`Concat`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +81,19 @@ class Provider:
         """Find the provider, and the libraries that it needs.
 
         Raises:
-            UnsupportedError: this ONNX Runtime was built without it.
+            UnsupportedError: this ONNX Runtime was built without it, or is too old.
         """
         available = ort.get_available_providers()
         if self.name not in available:
             raise UnsupportedError(
                 f"this ONNX Runtime {ort.__version__} has no {self.name} "
                 f"(it has {', '.join(available)}); {_INSTALL}"
+            )
+        numbers = tuple(int(one) for one in re.findall(r"\d+", ort.__version__)[:2])
+        if numbers < _LEAST_VERSION:
+            least = ".".join(map(str, _LEAST_VERSION))
+            raise UnsupportedError(
+                f"target cuda needs ONNX Runtime {least}, this is {ort.__version__}; {_INSTALL}"
             )
         if self.is_gpu:
             with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find

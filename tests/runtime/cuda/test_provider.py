@@ -27,6 +27,14 @@ def test_an_onnx_runtime_without_the_provider_is_refused_with_what_to_install(
         Session.open(built, target="cuda")
 
 
+def test_an_onnx_runtime_that_replays_stale_sizes_is_refused(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.30.2")
+    with pytest.raises(UnsupportedError, match=r"needs ONNX Runtime 1\.31, this is 1\.30\.2"):
+        CudaEngine(Artifact.open(built), provider=HOST, device=HostDevice())
+
+
 def test_a_provider_whose_libraries_do_not_load_is_refused_and_nothing_runs_on_the_cpu(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
