@@ -1,7 +1,7 @@
 """Which nodes ONNX Runtime's CUDA provider takes of an artifact's graphs, told without a GPU.
 
-    python -m venv /tmp/gpu && /tmp/gpu/bin/pip install onnxruntime-gpu
-    python -m benchmarks.gpu.placement ARTIFACT --packages /tmp/gpu/lib/python3.11/site-packages
+    python -m venv out/gpu && out/gpu/bin/pip install onnxruntime-gpu
+    python -m benchmarks.gpu.placement ARTIFACT --packages out/gpu/lib/python3.11/site-packages
 
 The provider of the real package is loaded over stand-ins for CUDA's libraries, and every graph that
 the engine opens becomes a session. Nothing is computed. Ends in 1 if a graph that is to be recorded
