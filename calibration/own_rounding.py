@@ -1,7 +1,10 @@
-"""What a graph of target `cpu` rounds by itself: which values, in blocks of how many numbers.
+"""What a graph of ONNX Runtime's targets rounds by itself: which values, in blocks of how many.
 
 A recipe may allow it; the graph's nodes say where it happens. A module that does the same is what
 such a graph is judged by: without it, an expert chosen in another way would hide every mistake.
+
+Graphs of target `cuda` round nothing that meets codes. They are judged on the CPU's kernels, whose
+experts of 8 bits always round.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,36 +19,51 @@ from export.quantised.codes import LARGEST
 from export.quantised.places import places
 from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name
 
+_MICROSOFT = "com.microsoft"
+_READ_CODES = (
+    (CPU_DOMAIN, BLOCK_LINEAR),
+    (CPU_DOMAIN, BLOCK_EXPERTS),
+    (_MICROSOFT, "MatMulNBits"),
+    (_MICROSOFT, "QMoE"),
+)
+
 
 class OwnRounding(NamedTuple):
     """Rounding in blocks, by parameter that the rounded values meet."""
 
     blocks: Mapping[str, int]
     replaces: frozenset[str]
-    """Parameters where it stands in the place of the recipe's rounding, not behind it."""
+    """Parameters where it, or none at all, stands in the place of the recipe's rounding."""
 
 
 def own_rounding(model: ir.Model, module: nn.Module) -> OwnRounding:
     """Read off a lowered graph what it rounds.
 
     Args:
-        model: of any target; only those of `cpu` round by themselves.
+        model: of any target; only those of ONNX Runtime round by themselves, or do not round
+            where a recipe says so.
         module: the module that the graph was traced from.
     """
     by_name = {blocks_name(place.parameter): place.parameter for place in places(module)}
     blocks: dict[str, int] = {}
     replaces: set[str] = set()
     for node in model.graph:
-        if node.domain != CPU_DOMAIN or node.op_type not in (BLOCK_LINEAR, BLOCK_EXPERTS):
+        if (node.domain, node.op_type) not in _READ_CODES:
             continue
-        size = node.attributes["block_size"].as_int()
         found = [by_name[value.name] for value in node.inputs if value and value.name in by_name]
         between = found[1:]  # the halves of experts
-        if node.op_type == BLOCK_EXPERTS and node.attributes["num_shared"].as_int():
+        if "num_shared" in node.attributes and node.attributes["num_shared"].as_int():
             found += [name for name in by_name.values() if ".shared_experts." in name]
-        blocks |= dict.fromkeys(found, size)
+        if _rounds(node):
+            blocks |= dict.fromkeys(found, node.attributes["block_size"].as_int())
         replaces |= set(between if _is_rounded(node.inputs[0]) else found)
     return OwnRounding(blocks, frozenset(replaces))
+
+
+def _rounds(node: ir.Node) -> bool:
+    if node.domain == CPU_DOMAIN:
+        return True
+    return node.op_type == "QMoE" and node.attributes["expert_weight_bits"].as_int() == 8
 
 
 def _is_rounded(value: ir.Value | None) -> bool:

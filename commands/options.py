@@ -35,7 +35,7 @@ TargetOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Where it runs: cpu; rtx:sm89, or several cards as rtx:sm89+sm120; trt.",
+        help="Where it runs: cpu; cuda; rtx:sm89, or several cards as rtx:sm89+sm120; trt.",
     ),
 ]
 WeightsOption = Annotated[
@@ -57,7 +57,7 @@ PluginsOption = Annotated[
     ),
 ]
 OnDeviceOption = Annotated[
-    bool, typer.Option("--on-device", help="Run and time the plans of TensorRT on this card.")
+    bool, typer.Option("--on-device", help="Run and time what needs a GPU on the one that is here.")
 ]
 QuickPluginsOption = Annotated[
     bool,
@@ -311,7 +311,9 @@ ShowThinkingOption = Annotated[
 
 PlanTargetOption = Annotated[
     str,
-    typer.Option(metavar="NAME", help="Where it shall run: cpu, or rtx:smNN, such as rtx:sm89."),
+    typer.Option(
+        metavar="NAME", help="Where it shall run: cpu, cuda, or rtx:smNN, such as rtx:sm89."
+    ),
 ]
 SamplesOption = Annotated[
     int,

@@ -11,8 +11,9 @@ from .flag_groups import LimitFlags, with_flag_groups
 
 if TYPE_CHECKING:
     from engines.costs import Speed, StageCost
+    from engines.device_memory import DeviceMemory
     from engines.plan import CacheSize, Plan, Verdict
-    from engines.trt.costs import DeviceMemory, ExpertsStep
+    from engines.trt.costs import ExpertsStep
     from engines.work import Work
     from export.checkpoint.outline import Outline
     from export.recipe.recipe import Recipe
@@ -145,7 +146,8 @@ def _show(made: "Plan", work: "Work") -> None:
 
 def _show_device(memory: "DeviceMemory", steps: "Sequence[ExpertsStep]") -> None:
     output.heading("requests: nothing was measured on such a card to estimate them from")
-    output.heading("memory of the GPU: estimates, weights bound to the plans")
+    plans = ", weights bound to the plans" if memory.code_bytes else ""
+    output.heading(f"memory of the GPU: estimates{plans}")
     output.table((), _device_rows(memory))
     if steps:
         output.heading("experts of a layer, for a step of N tokens: weights moved, multiply-adds")
@@ -155,12 +157,13 @@ def _show_device(memory: "DeviceMemory", steps: "Sequence[ExpertsStep]") -> None
 
 
 def _device_rows(memory: "DeviceMemory") -> list[tuple[str, str]]:
+    plans = [("plans", output.size(memory.code_bytes))] if memory.code_bytes else []
     return [
         ("weights, as stored", output.size(memory.weights_bytes)),
         ("cache, all slots", output.size(memory.cache_bytes)),
         (f"scratch, for {memory.scratch_of}", output.size(memory.scratch_bytes)),
         ("between graphs", output.size(memory.buffers_bytes)),
-        ("plans", output.size(memory.code_bytes)),
+        *plans,
         ("total", output.size(memory.total_bytes)),
     ]
 

@@ -19,6 +19,7 @@ from runtime.prompt.patches import ImageRule
 
 from .cache_layout import cache_record
 from .cpu.build import CpuBuild
+from .cuda.build import CudaBuild
 from .job import STAGE, Job, TargetBuild, file_name
 from .options import BuildOptions, PlanOptions
 from .targets import find_target, refusals, single_targets
@@ -28,6 +29,8 @@ from .trt.shapes import aligned_limits
 from .trt.sm import parse_target
 
 _T = TypeVar("_T")
+_KINDS: dict[str, Callable[[Job], TargetBuild]] = {"cpu": CpuBuild, "cuda": CudaBuild}
+"""How targets of ONNX Runtime are built; all others are TensorRT's."""
 
 
 def check_build(
@@ -51,7 +54,7 @@ def check_build(
             describe_problems(f"recipe {recipe.name} for target {target}", reasons)
         )
     limits = options.limits(config, ImageRule.load(model_folder))
-    if target == "cpu":
+    if target in _KINDS:
         return limits
     Home.load(parse_target(target).home)
     return aligned_limits(limits, cache_record(config.decoder, None, recipe.base))
@@ -68,8 +71,8 @@ def _check_name(target: str) -> None:
 def _check_plans(target: str, plans: PlanOptions) -> None:
     """Refuse options that contradict each other or the target."""
     problems = []
-    if target == "cpu" and plans != PlanOptions():
-        problems.append("target cpu has no plans: leave out what is about TensorRT")
+    if target in _KINDS and plans != PlanOptions():
+        problems.append(f"target {target} has no plans: leave out what is about TensorRT")
     if plans.weights == "embedded" and plans.layers_per_engine > 1:
         problems.append("--layers-per-engine needs --weights external")
     if plans.use_quick_plugins and not plans.use_plugins:
@@ -137,7 +140,7 @@ def _unlink(folder: Path, paths: Iterable[str]) -> None:
 
 
 def _kind_of(target: str) -> Callable[[Job], TargetBuild]:
-    return CpuBuild if target == "cpu" else TensorRTBuild
+    return _KINDS.get(target, TensorRTBuild)
 
 
 def _without_target(manifest: Manifest, target: str) -> Manifest:

@@ -63,6 +63,7 @@ def examine() -> list[Finding]:
         check_custom_ops(),
         check_onnxruntime(_version("onnxruntime") or _version("onnxruntime-gpu")),
         check_providers(),
+        check_cuda_provider(_version("onnxruntime-gpu"), _version("onnxruntime")),
         *_check_packages(),
         check_gpu(_read("/proc/driver/nvidia/version")),
         check_hub(),
@@ -168,6 +169,27 @@ def check_providers() -> Finding:
         return Finding(name=name, value=f"does not load: {reason}", level="fail", advice=advice)
     shown = ", ".join(provider.removesuffix("ExecutionProvider") for provider in providers)
     return Finding(name=name, value=shown)
+
+
+def check_cuda_provider(version: str | None, other: str | None) -> Finding:
+    """Look for the ONNX Runtime that target `cuda` runs on, and for another one over its files.
+
+    Args:
+        version: of onnxruntime-gpu.
+        other: of onnxruntime, which brings files of the same names.
+    """
+    name = "onnxruntime-gpu"
+    if version is None:
+        advice = "to run target cuda: pip install 'kimivl[cuda]'"
+        return Finding(name=name, value="not installed", advice=advice)
+    if other is not None:
+        value = f"{version}, and onnxruntime {other} in the same folder"
+        advice = (
+            "pip uninstall onnxruntime, then "
+            "pip install --force-reinstall --no-deps onnxruntime-gpu: one overwrites the other"
+        )
+        return Finding(name=name, value=value, level="warn", advice=advice)
+    return Finding(name=name, value=version)
 
 
 def check_package(name: str, version: str | None, advice: str, *, is_needed: bool) -> Finding:

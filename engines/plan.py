@@ -9,12 +9,15 @@ from export.recipe.sizes import PartSize, part_sizes, total_size
 from .cache_layout import cache_record
 from .costs import Speed, StageCost, artifact_cost
 from .cpu.costs import cpu_costs, cpu_speeds
+from .cuda.costs import build_cost as cuda_build_cost
+from .cuda.costs import device_memory as cuda_memory
+from .device_memory import DeviceMemory
 from .targets import TARGETS, Target, refusals, single_targets
 from .trt.sm import parse_target
 from .work import Work
 
 if TYPE_CHECKING:
-    from .trt.costs import DeviceMemory, ExpertsStep
+    from .trt.costs import ExpertsStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +56,10 @@ class Plan:
     speeds: tuple[Speed, ...]
     """Estimates, one for each kind of kernels; none where nothing was measured to make them from.
     """
-    device: "DeviceMemory | None"
-    """An estimate for a target of TensorRT; None for `cpu`."""
+    device: DeviceMemory | None
+    """An estimate for a target on a GPU; None for `cpu`."""
     experts: "tuple[ExpertsStep, ...]"
-    """What each form of the experts takes on a target of TensorRT; empty for `cpu`."""
+    """What each form of the experts takes on a target of TensorRT; empty for others."""
     targets: tuple[Verdict, ...]
     """Of every single target."""
     refusals: tuple[str, ...]
@@ -86,13 +89,21 @@ def make_plan(work: Work, target: str) -> Plan:
         targets=tuple(_judge(one, work) for one in TARGETS.values()),
         refusals=tuple(_refusals(singles, work)),
     )
-    return _with_cpu(plan, work) if target == "cpu" else _with_tensorrt(plan, work)
+    return _ADDITIONS.get(target, _with_tensorrt)(plan, work)
 
 
 def _with_cpu(plan: Plan, work: Work) -> Plan:
     costs = cpu_costs(work, plan.cache.total_bytes)
     speeds = cpu_speeds(work, plan.cache.token_bytes)
     return replace(plan, stages=(*plan.stages, *costs), speeds=tuple(speeds))
+
+
+def _with_cuda(plan: Plan, work: Work) -> Plan:
+    return replace(
+        plan,
+        stages=(*plan.stages, cuda_build_cost(work)),
+        device=cuda_memory(work, plan.cache.total_bytes),
+    )
 
 
 def _with_tensorrt(plan: Plan, work: Work) -> Plan:
@@ -106,6 +117,10 @@ def _with_tensorrt(plan: Plan, work: Work) -> Plan:
         device=device_memory(work, target.sms, plan.cache.total_bytes),
         experts=tuple(experts_steps(work, target.sms)),
     )
+
+
+_ADDITIONS = {"cpu": _with_cpu, "cuda": _with_cuda}
+"""What a target's plan has beside that of the model; all others are TensorRT's."""
 
 
 def cache_size(work: Work, target: Target) -> CacheSize:

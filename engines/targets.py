@@ -81,6 +81,13 @@ _ALL = (
         int4_groups=(32, 64, 128),
         remark="the GPU at hand, which may have fewer formats",
     ),
+    Target(
+        name="cuda",
+        bases=("fp32", "fp16", "bf16"),
+        codes=("int8", "int4"),
+        int4_groups=(32, 64, 128),
+        remark="ONNX Runtime; codes stay codes, in the base type, activations are not rounded",
+    ),
 )
 TARGETS = {target.name: target for target in _ALL}
 """By name, in the order of tables."""

@@ -50,7 +50,7 @@ class Cuda:
             return cls(ctypes.CDLL(_LIBRARY))
         except OSError as error:
             raise UnsupportedError(
-                f"no CUDA driver: {error}; plans of TensorRT run where one is installed"
+                f"no CUDA driver: {error}; what needs a GPU runs where one is installed"
             ) from error
 
     def call(self, name: str, *arguments: object) -> None:

@@ -51,6 +51,8 @@ VISION = "vision"
 PROJECTOR = "projector"
 HEAD = "head"
 EMBEDDING = "embedding"
+DECODER = "decoder"
+"""All layers and the head as one graph, beside the others, where a target runs them at once."""
 
 
 def output_of(cache_tensor: str) -> str:

@@ -30,15 +30,21 @@ _STEPS = {4: _SPREAD / 4.6, 8: _SPREAD / 74}
 
 
 def write_full_artifact(
-    folder: Path, recipe: "Recipe", *, max_tokens: int, layers: Sequence[int] | None = None
+    folder: Path,
+    recipe: "Recipe",
+    *,
+    max_tokens: int,
+    layers: Sequence[int] | None = None,
+    target: str = "cpu",
 ) -> "Manifest":
-    """Write neutral graphs with random weights, then build target `cpu`.
+    """Write neutral graphs with random weights, then build a target.
 
     Args:
         folder: gets the artifact; must not exist.
         recipe: any with int4 or int8 codes.
         max_tokens: capacity of the cache.
         layers: decoder layers; all, if left out.
+        target: what is built.
     """
     from engines.build import build_target
     from engines.options import BuildOptions
@@ -69,7 +75,7 @@ def write_full_artifact(
         files=files,
     )
     manifest.write(folder)
-    return build_target(folder, "cpu", BuildOptions(max_tokens=max_tokens))
+    return build_target(folder, target, BuildOptions(max_tokens=max_tokens))
 
 
 def _write_random(path: Path, values: "Sequence[Values]") -> None:

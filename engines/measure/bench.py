@@ -98,7 +98,7 @@ class Bench:
         progress(_START, 0, 1)
         start = self._measure_start()
         progress(_START, 1, 1)
-        is_on_cpu = self.record.plans is None
+        is_on_cpu = not self.record.needs_gpu
         threads = thread_count(self.options.num_threads)
         before = measure_bandwidth(threads=threads) if is_on_cpu else None
         idle = resident()

@@ -12,6 +12,7 @@ from export.recipe.sizes import BASE_BYTES, Parameter, graph_bytes, stored_bytes
 from runtime import names
 
 from ..costs import START_S, StageCost
+from ..device_memory import DeviceMemory
 from ..work import Work
 from .forms import experts_form
 from .passes.conditional_experts import GATHERED
@@ -61,29 +62,6 @@ TABLE_TOKENS = (1, 8, 64, 512)
 """Tokens of a step for which the forms of the experts are compared."""
 _IN_BRANCHES = (None, "int8")
 """Codes that a branch may gather; TensorRT lets nothing narrower in."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceMemory:
-    """What lies in the memory of a GPU while requests are answered."""
-
-    weights_bytes: int
-    """As they are stored; the embedding table stays with the host."""
-    cache_bytes: int
-    scratch_bytes: int
-    """One piece of memory that all plans share."""
-    scratch_of: str
-    """The graph that needs the most of it."""
-    buffers_bytes: int
-    """What goes between graphs, and between host and device."""
-    code_bytes: int
-    """All plans without weights, of which kernels are a part."""
-
-    @property
-    def total_bytes(self) -> int:
-        """All of it."""
-        parts = (self.weights_bytes, self.cache_bytes, self.scratch_bytes, self.buffers_bytes)
-        return sum(parts) + self.code_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

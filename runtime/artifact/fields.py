@@ -138,6 +138,8 @@ def read_target(fields: Fields) -> TargetRecord:
         passes=fields.texts("passes"),
         key=fields.get("key", str),
         plans=_plans(fields.optional_child("plans")),
+        # Not in manifests of earlier versions, whose targets have none.
+        decoder=fields.optional_text("decoder") if "decoder" in fields.value else None,
     )
 
 

@@ -112,10 +112,17 @@ class TargetRecord:
     """Hash of everything that its files follow from; the same key, the same files."""
     plans: PlansRecord | None = None
     """Of targets of TensorRT; None where the graphs themselves run."""
+    decoder: str | None = None
+    """Path of the graph of all layers and the head; None where they run one by one."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it runs on nothing else."""
+        return self.plans is not None or self.decoder is not None
 
     def paths(self) -> list[str]:
         """List all files that it names."""
-        found = list(self.graphs.values())
+        found = [*self.graphs.values(), *([self.decoder] if self.decoder else [])]
         if self.plans is not None:
             for one in self.plans.engines.values():
                 found += [one.path, *(weight.path for weight in one.weights.values())]

@@ -11,24 +11,29 @@ import onnxruntime as ort
 from .. import names
 from ..artifact.folder import Artifact
 from ..artifact.records import TargetRecord
-from ..config import KimiVLConfig
+from ..config import KimiVLConfig, VisionConfig
 from ..errors import ArtifactError, describe_problems
 
-_FLOAT, _INTEGER = "tensor(float)", "tensor(int64)"
-_CACHE_TYPES = {"float32": _FLOAT, "int8": "tensor(int8)"}
+FLOAT, INTEGER = "tensor(float)", "tensor(int64)"
+"""As ONNX Runtime calls them."""
+_CACHE_TYPES = {"float32": FLOAT, "int8": "tensor(int8)"}
 """Types of cache tensors that this engine can hold, as ONNX Runtime calls them."""
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
+    """An input or an output."""
+
     name: str
     dtype: str
     sizes: tuple[int | None, ...]
     """Of the axes; None where it differs from call to call."""
 
 
-class _Contract(NamedTuple):
-    inputs: tuple[_Tensor, ...]
-    outputs: tuple[_Tensor, ...]
+class Contract(NamedTuple):
+    """Everything that a graph takes and gives, in order."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
 def check_graphs(
@@ -52,9 +57,9 @@ def check_graphs(
     problems: list[str] = []
     for name, contract in contracts.items():
         inputs, outputs = sessions[name].get_inputs(), sessions[name].get_outputs()
-        problems += _differences(f"{name} takes", inputs, contract.inputs)
+        problems += differences(f"{name} takes", inputs, contract.inputs)
         given = outputs[: len(contract.outputs)]  # taps may follow
-        problems += _differences(f"{name} gives", given, contract.outputs)
+        problems += differences(f"{name} gives", given, contract.outputs)
     rows = (config.decoder.vocab_size, config.decoder.width)
     if artifact.manifest.embedding.shape != rows:
         problems.append(f"embedding is {artifact.manifest.embedding.shape}, expected {rows}")
@@ -67,58 +72,64 @@ def check_graphs(
 
 def _contracts(
     artifact: Artifact, target: TargetRecord, config: KimiVLConfig
-) -> dict[str, _Contract]:
+) -> dict[str, Contract]:
     vision, width = config.vision, config.decoder.width
     hidden = (None, None, width)
-    merged = _Tensor(names.MERGED, _FLOAT, (None, vision.merge**2, vision.width))
+    merged = Tensor(names.MERGED, FLOAT, (None, vision.merge**2, vision.width))
     layer = _layer_contract(target, width)
     return {
-        names.VISION: _Contract(
-            inputs=(
-                _Tensor(names.PATCHES, _FLOAT, (None, None, vision.patch_values)),
-                _Tensor(names.ROW_WEIGHTS, _FLOAT, (None, vision.table_height)),
-                _Tensor(names.COLUMN_WEIGHTS, _FLOAT, (None, vision.table_width)),
-            ),
-            outputs=(merged,),
-        ),
-        names.PROJECTOR: _Contract(
-            inputs=(merged,), outputs=(_Tensor(names.FEATURES, _FLOAT, (None, width)),)
+        names.VISION: vision_contract(vision, merged),
+        names.PROJECTOR: Contract(
+            inputs=(merged,), outputs=(Tensor(names.FEATURES, FLOAT, (None, width)),)
         ),
         **{names.layer_name(number): layer for number in artifact.manifest.layers},
-        names.HEAD: _Contract(
+        names.HEAD: Contract(
             inputs=(
-                _Tensor(names.HIDDEN, _FLOAT, hidden),
-                _Tensor(names.ROWS, _INTEGER, (None,)),
+                Tensor(names.HIDDEN, FLOAT, hidden),
+                Tensor(names.ROWS, INTEGER, (None,)),
             ),
-            outputs=(_Tensor(names.LOGITS, _FLOAT, (None, config.decoder.vocab_size)),),
+            outputs=(Tensor(names.LOGITS, FLOAT, (None, config.decoder.vocab_size)),),
         ),
     }
 
 
-def _layer_contract(target: TargetRecord, width: int) -> _Contract:
+def vision_contract(vision: VisionConfig, merged: Tensor) -> Contract:
+    """Say what the vision graph takes of an image."""
+    return Contract(
+        inputs=(
+            Tensor(names.PATCHES, FLOAT, (None, None, vision.patch_values)),
+            Tensor(names.ROW_WEIGHTS, FLOAT, (None, vision.table_height)),
+            Tensor(names.COLUMN_WEIGHTS, FLOAT, (None, vision.table_width)),
+        ),
+        outputs=(merged,),
+    )
+
+
+def _layer_contract(target: TargetRecord, width: int) -> Contract:
     hidden = (None, None, width)
     cache = {
         name: (_CACHE_TYPES[one.dtype], (None, 1, None, one.width))
         for name, one in target.cache.tensors.items()
     }
-    return _Contract(
+    return Contract(
         inputs=(
-            _Tensor(names.HIDDEN, _FLOAT, hidden),
-            *(_Tensor(name, *one) for name, one in cache.items()),
-            _Tensor(names.LENGTHS, _INTEGER, (None,)),
+            Tensor(names.HIDDEN, FLOAT, hidden),
+            *(Tensor(name, *one) for name, one in cache.items()),
+            Tensor(names.LENGTHS, INTEGER, (None,)),
         ),
         outputs=(
-            _Tensor(names.HIDDEN_OUT, _FLOAT, hidden),
-            *(_Tensor(names.output_of(name), *one) for name, one in cache.items()),
+            Tensor(names.HIDDEN_OUT, FLOAT, hidden),
+            *(Tensor(names.output_of(name), *one) for name, one in cache.items()),
         ),
     )
 
 
-def _differences(
+def differences(
     what: str,
     found: Sequence[Any],
-    expected: Sequence[_Tensor],
+    expected: Sequence[Tensor],
 ) -> list[str]:
+    """Say in which values a graph differs from its contract; nothing if it does not."""
     if [value.name for value in found] != [tensor.name for tensor in expected]:
         listed = ", ".join(value.name for value in found) or "nothing"
         return [f"{what} {listed}, expected {', '.join(tensor.name for tensor in expected)}"]

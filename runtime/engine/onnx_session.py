@@ -57,6 +57,26 @@ def session_from_bytes(
     Raises:
         ArtifactError: ONNX Runtime cannot load it.
     """
+    options = session_options(place, num_threads=num_threads)
+    try:
+        if ops_library is not None:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            options.register_custom_ops_library(str(ops_library))
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the bindings raise many types without a common base
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"{place}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
+        ) from error
+
+
+def session_options(place: Path, *, num_threads: int | None = None) -> ort.SessionOptions:
+    """Make what all our sessions have in common.
+
+    Args:
+        place: where the graph lies, or would lie.
+        num_threads: to start; one for each core to be had, if left out.
+    """
     _share_memory()
     options = ort.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -72,16 +92,7 @@ def session_from_bytes(
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(place.parent.resolve())
     )
-    try:
-        if ops_library is not None:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            options.register_custom_ops_library(str(ops_library))
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the bindings raise many types without a common base
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(
-            f"{place}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
-        ) from error
+    return options
 
 
 @cache

@@ -22,13 +22,18 @@ def open_engine(
 
     Raises:
         ArtifactError: the artifact was not built for the target.
-        UnsupportedError: plans need another TensorRT or another GPU.
+        UnsupportedError: plans need another TensorRT or another GPU, or ONNX Runtime has no GPU.
         CapacityError: memory is too small.
     """
-    if artifact.target(target).plans is not None:
+    record = artifact.target(target)
+    if record.plans is not None:
         from .trt.engine import TensorRTEngine
 
         return TensorRTEngine(artifact, target)
+    if record.decoder is not None:
+        from .cuda.engine import CudaEngine
+
+        return CudaEngine(artifact, target)
     from .onnx_engine import OnnxEngine
 
     return OnnxEngine(artifact, target, num_threads=num_threads, weights=weights)

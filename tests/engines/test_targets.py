@@ -10,7 +10,7 @@ RTX = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 
 
 def takers(recipe: str) -> set[str]:
-    """Targets that are named by their GPU or are none."""
+    """Targets of TensorRT-RTX, and of ONNX Runtime."""
     named = {name: target for name, target in TARGETS.items() if name != "trt"}
     return {name for name, target in named.items() if not refusals(target, load_recipe(recipe))}
 
@@ -20,7 +20,7 @@ def rtx(*numbers: int) -> set[str]:
 
 
 def test_several_cards_are_as_many_targets() -> None:
-    assert list(TARGETS) == ["cpu", *(f"rtx:{number}" for number in RTX), "trt"]
+    assert list(TARGETS) == ["cpu", *(f"rtx:{number}" for number in RTX), "trt", "cuda"]
     assert [one.name for one in single_targets("rtx:sm120+sm89")] == ["rtx:sm120", "rtx:sm89"]
     assert single_targets("cpu") == (TARGETS["cpu"],)
     with pytest.raises(UnsupportedError, match="does not compile for H100 and H200"):
@@ -30,11 +30,11 @@ def test_several_cards_are_as_many_targets() -> None:
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        ("fp32", rtx(80, 86, 89, 120, 121)),
-        ("fp16", rtx(75, 80, 86, 89, 120, 121)),
-        ("bf16", rtx(80, 86, 89, 120, 121)),
-        ("int8", rtx(80, 86, 89, 120, 121)),
-        ("int4", rtx(80, 86, 89, 120, 121)),
+        ("fp32", rtx(80, 86, 89, 120, 121) | {"cuda"}),
+        ("fp16", rtx(75, 80, 86, 89, 120, 121) | {"cuda"}),
+        ("bf16", rtx(80, 86, 89, 120, 121) | {"cuda"}),
+        ("int8", rtx(80, 86, 89, 120, 121) | {"cuda"}),
+        ("int4", rtx(80, 86, 89, 120, 121) | {"cuda"}),
         ("fp8", rtx(89, 120, 121)),
         ("fp8-weight-only", rtx(89, 120, 121)),
         ("int4-fp8", rtx(89, 120, 121)),

@@ -26,7 +26,7 @@ class ChooseBest:
 
     def requires(self, model: ir.Model) -> str | None:
         """Logits are fp32 of a known vocabulary, and the names of the outputs are free."""
-        for logits in _logits(model):
+        for logits in logits_of(model):
             if logits.dtype != ir.DataType.FLOAT:
                 return f"logits are {logits.dtype}, not fp32"
             if logits.shape is None or not isinstance(logits.shape[1], int):
@@ -36,7 +36,7 @@ class ChooseBest:
 
     def run(self, lowered: Lowered) -> Lowered:
         """Add the outputs; graphs without logits stay as they are."""
-        for logits in _logits(lowered.model):
+        for logits in logits_of(lowered.model):
             _choose(lowered.model.graph, logits)
         return lowered
 
@@ -47,7 +47,8 @@ class ChooseBest:
         return f"logits without {lacking}" if lacking else None
 
 
-def _logits(model: ir.Model) -> list[ir.Value]:
+def logits_of(model: ir.Model) -> list[ir.Value]:
+    """List the outputs that are logits: one of a head, none of other graphs."""
     return [value for value in model.graph.outputs if value.name == LOGITS]
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from ... import names
 from ...limits import Limits
+from ..piecewise import HeadRows
 from ..protocol import FloatArray, IntArray
 from .contract import cache_names
 from .device import Device, Handle
-from .head import Head, HeadRows
+from .head import Head
 from .memory import DeviceCache
 from .numbers import STORED, to_stored
 from .plan import Plan, Shape

@@ -15,8 +15,9 @@ from ...cuda import Cuda
 from ...errors import ArtifactError
 from ...limits import Limits
 from ...prompt.patches import PatchedImage
-from ..checks import check_finite, check_grid, check_rows, check_step
+from ..checks import check_finite, check_grid
 from ..embedding import EmbeddingTable
+from ..piecewise import HeadRows, run_in_pieces
 from ..protocol import FloatArray, IntArray
 from ..vision_inputs import vision_inputs
 from .contract import check_plans
@@ -25,7 +26,7 @@ from .device import CudaDevice, Device
 from .head import Head
 from .memory import DeviceCache, Weights
 from .package import check_device, load_package
-from .pieces import cut_step
+from .pieces import Piece
 from .plan import Plan
 from .stage import Stage
 
@@ -128,20 +129,20 @@ class TensorRTEngine:
         found: NDArray[Any],
         read: Reader,
     ) -> None:
-        """Run a step piece by piece and fill `found` (N, ...) with what is read of the head."""
-        check_step(slots, hidden, lengths, self._limits)
-        is_finite = np.ones(len(rows), dtype=np.bool_)
-        num_new = hidden.shape[1]
+        def run(piece: Piece, given: FloatArray, done: IntArray) -> HeadRows:
+            return self._decoder.run(piece.first_slot, given, done, piece.rows, read)
+
         with self._device.active():
-            for piece in cut_step(slots, num_new, rows, self._limits.prefill_chunk):
-                given = hidden[piece.batch, piece.tokens]
-                done = lengths[piece.batch] + piece.tokens.start
-                found[piece.places], is_finite[piece.places] = self._decoder.run(
-                    piece.first_slot, given, done, piece.rows, read
-                )
-            for place in np.unique(rows[~is_finite] // num_new):
-                self._cache.clear(slots[place])
-        check_rows(found, is_finite, "the decoder")
+            run_in_pieces(
+                slots,
+                hidden,
+                lengths,
+                rows,
+                found=found,
+                run=run,
+                cache=self._cache,
+                limits=self._limits,
+            )
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` cached tokens of one slot to another."""

@@ -1,7 +1,7 @@
 """The head on the device: its buffers, and the two ways to read what it gives."""
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,20 +9,12 @@ from numpy.typing import NDArray
 from ... import names
 from ...limits import Limits
 from ..checks import finite_rows
+from ..piecewise import HeadRows
 from ..protocol import IntArray
 from .device import Device
 from .numbers import STORED, to_stored
 from .plan import Shape
 from .stage import Stage
-
-
-class HeadRows(NamedTuple):
-    """What was read of the head for N rows."""
-
-    found: NDArray[Any]
-    """Logits (N, V) or ids (N,)."""
-    is_finite: NDArray[np.bool_]
-    """Of which rows all logits are finite, (N,)."""
 
 
 class Head:

@@ -1,0 +1,1 @@
+"""One command for the owner of a card: see `docs/gpu.md`."""

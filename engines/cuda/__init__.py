@@ -1,0 +1,1 @@
+"""Target `cuda`: ONNX Runtime's CUDA provider."""

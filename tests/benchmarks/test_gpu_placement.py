@@ -1,0 +1,85 @@
+"""Placements as ONNX Runtime tells them, and the stand-ins that its provider is loaded over."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import placement
+from benchmarks.gpu.placement import Placement, read_log
+from benchmarks.gpu.stand_in import needed, source
+from engines.build import build_target
+from engines.options import BuildOptions
+
+STATE = "[V:onnxruntime:, session_state.cc:1584 VerifyEachNodeIsAssignedToAnEp]"
+TABLE = """
+   Num:    Value          Size Type    Bind   Vis      Ndx Name
+    12: 0000000000000000     0 FUNC    GLOBAL DEFAULT  UND cublasLtCreate@libcublasLt.so.13 (5)
+    13: 0000000000000000     0 FUNC    GLOBAL DEFAULT  UND cublasCreate_v2@libcublas.so.13 (6)
+    14: 0000000000000000     0 FUNC    GLOBAL DEFAULT  UND cudaMalloc@libcudart.so.13 (7)
+    15: 0000000000000000     0 FUNC    GLOBAL DEFAULT  UND __cudaRegisterVar@libcudart.so.13 (7)
+    16: 0000000000000000     0 FUNC    GLOBAL DEFAULT  UND cuTensorMapEncodeTiled
+    17: 0000000000000000     0 FUNC    GLOBAL DEFAULT  UND curve
+    18: 00000000003cbed0   100 FUNC    GLOBAL DEFAULT   14 cudaOfOurs
+"""
+
+
+def test_nodes_are_counted_by_where_they_run() -> None:
+    text = f"""
+{STATE} Node(s) placed on [CPUExecutionProvider]. Number of nodes: 3
+{STATE}   Concat (0.shape)
+{STATE}   Concat (1.shape)
+{STATE}   Squeeze (0.count)
+{STATE} Node(s) placed on [CUDAExecutionProvider]. Number of nodes: 2
+{STATE}   MatMul (0.product)
+{STATE}   MemcpyToHost (Memcpy_1)
+[I] This session will use the graph capture feature as requested by the user
+"""
+    assert read_log(text) == Placement(
+        cuda=2, cpu={"Concat": 2, "Squeeze": 1}, copies=1, is_recorded=True
+    )
+
+
+def test_a_graph_that_runs_in_one_place_is_told_in_one_line() -> None:
+    text = f"{STATE} All nodes placed on [CUDAExecutionProvider]. Number of nodes: 7\n"
+    assert read_log(text) == Placement(cuda=7, cpu={}, copies=0, is_recorded=False)
+
+
+def test_functions_are_sorted_by_the_library_that_has_them() -> None:
+    found = needed(TABLE)
+    assert found == {
+        "libcublasLt.so.13": ["cublasLtCreate"],
+        "libcublas.so.13": ["cublasCreate_v2"],
+        "libcurand.so.10": [],
+        "libcudart.so.13": ["__cudaRegisterVar", "cudaMalloc"],
+        "libcuda.so.1": ["cuTensorMapEncodeTiled"],
+    }
+
+
+def test_a_stand_in_gives_the_hosts_memory_and_succeeds_at_all_else(tmp_path: Path) -> None:
+    code, library = tmp_path / "a.c", tmp_path / "a.so"
+    code.write_text(source(["cudaMalloc", "cudaFree", "cudaMemset", "cudaStreamSynchronize"]))
+    command = ["cc", "-shared", "-fPIC", "-w", "-o", str(library), str(code)]
+    subprocess.run(command, check=True)
+    loaded, address = ctypes.CDLL(str(library)), ctypes.c_void_p()
+    assert loaded.cudaMalloc(ctypes.byref(address), ctypes.c_long(1000)) == 0
+    assert (address.value or 1) % 256 == 0
+    assert loaded.cudaMemset(address, ctypes.c_long(7), ctypes.c_long(1000)) == 0
+    assert ctypes.string_at(address, 1000) == b"\7" * 1000
+    assert loaded.cudaFree(address) == 0
+    assert loaded.cudaStreamSynchronize(None) == 0
+
+
+def test_without_the_package_the_command_ends_in_one_line(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(artifact), "--packages", str(tmp_path)]
+    assert placement.main(words) == 1
+    assert "not built for target 'cuda'" in capsys.readouterr().err
+    copy = shutil.copytree(artifact, tmp_path / "artifact")
+    build_target(copy, "cuda", BuildOptions(max_tokens=64))
+    assert placement.main([str(copy), *words[1:]]) == 1
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path}: no onnxruntime-gpu; give its folder by --packages\n"
