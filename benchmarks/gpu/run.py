@@ -23,7 +23,7 @@ from export.recipe.reading import load_recipe
 from runtime.errors import KimiVLError
 
 from ..cpu.full_artifact import write_full_artifact
-from ..cpu.results import merge_results
+from ..record import merge_into
 from .card import Memory, describe_card, versions
 from .parts import PARTS, TARGET, Asked, describe
 from .rows import Wanted, figures, ratios
@@ -58,13 +58,13 @@ def main(
         prefill_chunk=given.prefill_chunk,
     )
     if given.only:
-        merge_results(PARTS[given.only](asked), results)
+        merge_into(results, PARTS[given.only](asked))
         return 0
     _write_if_missing(given.artifact)
     conditions = {"card": asdict(card), "versions": versions(), "asked": describe(asked)}
-    merge_results(conditions, results)
+    merge_into(results, conditions)
     failed = [name for name in PARTS if _run_part(name, words) != 0]
-    merge_results({"failed": failed}, results)
+    merge_into(results, {"failed": failed})
     summarise(results)
     return 1 if failed else 0
 
@@ -104,10 +104,8 @@ def summarise(results: Path) -> None:
     samples = found.get("samples", {})
     ours = figures(samples.get("ours", {}))
     peers = {way: figures(samples[way]) for way in _PEERS if way in samples}
-    merge_results(
-        {**ours, "peers": peers, "ratio_to_best_peer": ratios(ours, list(peers.values()))}, results
-    )
     shown = {**ours, "ratio_to_best_peer": ratios(ours, list(peers.values()))}
+    merge_into(results, {**shown, "peers": peers})
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
 
 
