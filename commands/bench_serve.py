@@ -31,7 +31,7 @@ def bench_serve(
     from when it was due. Fails if nothing is answered.
     """
     coming, wanted = load.make_load(), wishes.make_wishes()
-    from engines.load.endpoint import connect
+    from engines.load.opening import connect
     from engines.load.report import LoadReport, parse_limits
     from engines.load.run import run_load
 

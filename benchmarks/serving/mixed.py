@@ -6,7 +6,8 @@ from statistics import median
 from typing import Any
 
 from engines.load.asked import Question
-from engines.load.endpoint import Wishes, connect
+from engines.load.endpoint import Wishes
+from engines.load.opening import connect
 from engines.load.report import LoadReport
 from engines.load.run import Load, run_load
 

@@ -6,7 +6,8 @@ from time import perf_counter
 from typing import Any
 
 from engines.load.asked import Question
-from engines.load.endpoint import Endpoint, Wishes, connect
+from engines.load.endpoint import Endpoint, Wishes
+from engines.load.opening import connect
 
 from .process import read_counts
 

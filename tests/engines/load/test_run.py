@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from engines.load.asked import Question, draw_questions
-from engines.load.endpoint import Heard, Used, Wishes, connect
+from engines.load.endpoint import Heard, Used, Wishes
+from engines.load.opening import connect
 from engines.load.run import Load, Sample, arrivals, run_load
 from runtime.errors import InputError, KimiVLError
 from runtime.prompt.messages import Image, Message, Text
@@ -341,7 +342,7 @@ def test_passwords_and_keys_that_are_not_sent_are_refused_and_not_shown() -> Non
 def test_addresses_of_ipv6_have_their_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        "engines.load.triton_grpc.TritonEndpoint", lambda address, *_: asked.append(address)
+        "engines.load.opening.TritonEndpoint", lambda address, *_: asked.append(address)
     )
     connect("grpc://[::1]:8001", WISHES)
     connect("grpc://host:8001", WISHES)

@@ -9,7 +9,8 @@ import pytest
 import tritonclient.grpc as client
 
 from engines.load.asked import Question
-from engines.load.endpoint import Endpoint, Heard, RequestFailedError, Wishes, connect
+from engines.load.endpoint import Endpoint, Heard, RequestFailedError, Wishes
+from engines.load.opening import connect
 
 PLAIN = Question(messages=[{"role": "user", "content": "Hello."}], num_images=0)
 USAGE = '{"prompt_tokens": 9, "reused_tokens": 4, "new_tokens": 6}'
