@@ -21,7 +21,7 @@ from runtime import Sampling, Session
 from runtime.prompt.images import load_image
 from tests.runtime.triton.clients import MODEL, ask, ask_all
 from tests.runtime.triton.conftest import NUM_SLOTS
-from tests.runtime.triton.watching import PATIENCE_S, settled, wait_for
+from tests.runtime.triton.watching import PATIENCE_S, settled, wait_for, wait_for_count
 from tests.triton_server import TritonServer
 from tool import app
 
@@ -225,7 +225,7 @@ def test_after_wrong_requests_the_model_answers_and_has_all_its_slots(
         post(server, "generate", stream=False)
     assert ask(server.grpc, prompt=b"Hello.", max_new_tokens=2).ids
     settled(server)
-    assert server.scrape()['kimivl_errors_total{kind="InputError",model="kimi_vl"}'] >= 2
+    wait_for_count(server, "errors_total", 'kind="InputError",model="kimi_vl"', least=2)
     assert http.is_server_ready()
     assert http.is_model_ready(MODEL)
     wait_for(server, num_free_slots=NUM_SLOTS, failures_in_a_row=0)

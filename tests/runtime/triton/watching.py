@@ -29,5 +29,10 @@ def settled(server: TritonServer) -> dict[str, float]:
     return wait_for(server, num_free_slots=NUM_SLOTS)
 
 
-def cancelled_count(server: TritonServer) -> float:
-    return server.scrape()['kimivl_ended_total{model="kimi_vl",reason="cancelled"}']
+def wait_for_count(server: TritonServer, name: str, labels: str, *, least: int) -> None:
+    """Wait until a counter is that high: metrics are written one after the other."""
+    end = time.monotonic() + PATIENCE_S
+    key = f"kimivl_{name}{{{labels}}}"
+    while (found := server.scrape().get(key, 0.0)) < least:
+        assert time.monotonic() < end, f"{key} is {found:g}"
+        time.sleep(0.1)
