@@ -119,14 +119,27 @@ def open_wide(artifact: Artifact, path: str) -> ort.InferenceSession:
     """Load a graph with 16-bit values computed in fp32 and FP4 in int8, as its target need not."""
     content, place = artifact.read_checked(path), artifact.folder / path
     model = ir.serde.deserialize_model(onnx.load_from_string(content))
-    is_narrow = any(value.dtype in NARROW for value in computed_values(model))
-    if is_narrow or has_fp4(model):
-        ir.external_data.set_base_dir(model.graph, place.parent)
-        hold(model.graph, widen_fp4(model))
-        if is_narrow:
-            widen_graph(model)
-        content = ir.serde.serialize_model(model).SerializeToString()
+    if _is_narrow(model) or has_fp4(model):
+        return wide_session(model, place)
     return session_from_bytes(content, place)
+
+
+def wide_session(model: ir.Model, place: Path) -> ort.InferenceSession:
+    """Load a model, changed in place, with 16-bit values computed in fp32 and FP4 in int8.
+
+    Args:
+        model: or a part of one.
+        place: where its graph lies.
+    """
+    ir.external_data.set_base_dir(model.graph, place.parent)
+    hold(model.graph, widen_fp4(model))
+    if _is_narrow(model):
+        widen_graph(model)
+    return session_from_bytes(ir.serde.serialize_model(model).SerializeToString(), place)
+
+
+def _is_narrow(model: ir.Model) -> bool:
+    return any(value.dtype in NARROW for value in computed_values(model))
 
 
 def fitted(

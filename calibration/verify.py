@@ -1,6 +1,7 @@
 """The verify stage: every file hashed, every graph measured again, the figures in the manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,20 +9,23 @@ import torch
 from export.graphs import plan_graphs
 from export.recipe.reading import recipe_from_values
 from export.recipe.recipe import Recipe
+from runtime import names
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
+from runtime.artifact.records import TargetRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, InputError, describe_problems
 from runtime.files import announced
 from runtime.progress import Progress, silent
 
 from .data.examples import Example
+from .joined import measure_joined
 from .on_device import measure_on_device
 from .parity import measure_graph
 from .price.judged import Judged
 from .price.target import price_target
 from .report_of_targets import report_targets
-from .tolerances import GRAPH_FP32, GRAPH_ROUNDED
+from .tolerances import GRAPH_FP32, GRAPH_ROUNDED, SAME_GRAPH
 
 STAGE = "verify"
 
@@ -36,6 +40,8 @@ def verify_artifact(
     on_device: bool = False,
 ) -> Manifest:
     """Hash all files and compare each of a target's graphs with its torch module.
+
+    A decoder that was joined from such graphs is compared with these.
 
     Args:
         folder: of the artifact.
@@ -59,20 +65,20 @@ def verify_artifact(
         raise InputError(f"target {target} has no plans: --on-device is about what needs a card")
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     manifest = artifact.manifest
-    plans = plan_graphs(config, torch.float32, manifest.layers, taps=manifest.taps)
+    measures = _measures(artifact, record, config)
     allowed = tolerance(manifest, target)
     figures: dict[str, float] = {}
     problems: list[str] = []
-    for done, plan in enumerate(plans, start=1):
+    for done, (name, measure) in enumerate(measures.items(), start=1):
+        limit = SAME_GRAPH if name == names.DECODER else allowed
         try:
-            figure = measure_graph(artifact, record.graphs[plan.name], plan, config)
+            figures[name] = measure()
         except Exception as error:  # noqa: BLE001  a foreign graph breaks in many ways
-            problems.append(f"{plan.name} cannot be measured: {_one_line(error)}")
+            problems.append(f"{name} cannot be measured: {_one_line(error)}")
         else:
-            figures[plan.name] = figure
-            if not figure <= allowed:
-                problems.append(f"{plan.name} is off by {figure:.1e}, allowed {allowed:.0e}")
-        progress(STAGE, done, len(plans))
+            if not figures[name] <= limit:
+                problems.append(f"{name} is off by {figures[name]:.1e}, allowed {limit:.0e}")
+        progress(STAGE, done, len(measures))
     if problems:
         raise ArtifactError(describe_problems(f"{folder}, target {target}", problems))
     measured = manifest.with_parity(target, figures)
@@ -84,6 +90,21 @@ def verify_artifact(
     if measured != manifest:
         measured.write(folder)
     return measured
+
+
+def _measures(
+    artifact: Artifact, record: TargetRecord, config: KimiVLConfig
+) -> dict[str, Callable[[], float]]:
+    """List what measures each graph, and the joined one where there is one."""
+    manifest = artifact.manifest
+    plans = plan_graphs(config, torch.float32, manifest.layers, taps=manifest.taps)
+    measures: dict[str, Callable[[], float]] = {
+        plan.name: partial(measure_graph, artifact, record.graphs[plan.name], plan, config)
+        for plan in plans
+    }
+    if record.decoder is not None:
+        measures[names.DECODER] = partial(measure_joined, artifact, record, record.decoder, config)
+    return measures
 
 
 def _with_price(

@@ -21,6 +21,8 @@ Level = Literal["ok", "warn", "fail"]
 
 NEEDED_PYTHON = (3, 11)
 NEEDED_ONNXRUNTIME = (1, 30)
+NEEDED_ONNXRUNTIME_GPU = (1, 31)
+"""Of target `cuda`: earlier kernels replay a recording with the sizes of its first run."""
 LITTLE_MEMORY_BYTES = 4 << 30
 """What an export of the released sizes takes beside the page cache."""
 RELEASED_16_BIT_BYTES = 62_000_000_000
@@ -189,6 +191,11 @@ def check_cuda_provider(version: str | None, other: str | None) -> Finding:
             "pip install --force-reinstall --no-deps onnxruntime-gpu: one overwrites the other"
         )
         return Finding(name=name, value=value, level="warn", advice=advice)
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < NEEDED_ONNXRUNTIME_GPU:
+        needed = ".".join(map(str, NEEDED_ONNXRUNTIME_GPU))
+        advice = f"target cuda needs {needed}: pip install -U 'onnxruntime-gpu>={needed}'"
+        return Finding(name=name, value=version, level="warn", advice=advice)
     return Finding(name=name, value=version)
 
 

@@ -23,9 +23,8 @@ from ..cpu.expert_codes import ExpertCodes, SwiGLU, common_block
 from ..cpu.replaced_rounding import before_rounding
 from ..graph_edits import neutral_nodes, static_size
 from ..lowering import Lowered
+from .expert_sizes import takes_sizes
 
-_WIDTH_STEP = 64
-"""Of the kernel's interleaved weights: hidden and inner sizes are multiples of it."""
 _TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MIXTURE_INPUT = 14
 """`router_weights` among the operator's inputs."""
@@ -100,8 +99,9 @@ def _experts(model: ir.Model) -> Iterator[_Experts]:
 def _is_taken(matrices: SwiGLU, hidden: ir.Value) -> bool:
     """Whether the kernel has these types and sizes."""
     sizes = [one.shape[-2] for one in matrices.matrices]
-    fits = all(size % _WIDTH_STEP == 0 for size in sizes)
-    return fits and hidden.dtype in _TYPES and matrices.gate.scales.dtype == hidden.dtype
+    return (
+        takes_sizes(sizes) and hidden.dtype in _TYPES and matrices.gate.scales.dtype == hidden.dtype
+    )
 
 
 def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScales, ...]:

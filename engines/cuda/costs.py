@@ -1,16 +1,20 @@
 """What target `cuda` takes: its build, and the memory of the GPU.
 
 Arithmetic on sizes. The build is measured as part of target `cpu`'s, whose files it writes alike;
-nothing was run on a GPU, so that scratch is counted in the graph and not measured.
+nothing was run on a GPU, so that scratch is counted in the graph, or seen in what ONNX Runtime asks
+stand-ins for CUDA's libraries for. Estimated are what it makes of weights when it loads them,
+scores of attention and the largest image; left out are what else a step holds, smaller than these,
+and what CUDA itself takes.
 """
 
-from export.recipe.sizes import BASE_BYTES, Parameter, graph_bytes, recipe_of, stored_bytes
+from export.recipe.sizes import BASE_BYTES, Parameter, recipe_of, stored_bytes
 
 from .. import rates
 from ..costs import START_S, TORCH_BYTES, StageCost
 from ..cpu.block_size import block_size, common_block_size
 from ..device_memory import DeviceMemory
 from ..work import Work
+from .expert_sizes import takes_sizes
 
 JOIN_S = 0.1
 """Of a graph of the decoder in the joined one."""
@@ -18,6 +22,9 @@ GRAPH_S = 0.6
 """The passes over a graph; seen: 3.2 s for five of target `cpu`."""
 SCORE_COPIES = 3
 """Scores of a step in fp32, (tokens, heads, cached tokens), held at a time; counted, not seen."""
+PATCH_BYTES = 130
+"""What the tower's session holds for a patch and channel of the largest image; seen over stand-ins,
+with 144 channels: 112 in 16 bits, 129 in fp32, no scores among them."""
 MAX_ROWS = 64
 """Rows of logits that the engine keeps room for, or its slots if there are more."""
 
@@ -50,40 +57,55 @@ def device_memory(work: Work, cache_bytes: int) -> DeviceMemory:
         work: the model.
         cache_bytes: of all slots.
     """
-    sizes = graph_bytes(work.parameters, work.recipe)
     members = [one for graph in work.graphs.values() for one in graph]
-    more = sum(
-        _block_bytes(work, one) - _stored(work, one) for one in members if _is_in_blocks(work, one)
-    )
     decoder, limits = work.config.decoder, work.limits
     tokens = max(limits.prefill_chunk, limits.max_slots)
-    scores = 4 * tokens * decoder.num_heads * limits.max_tokens
+    base = BASE_BYTES[work.recipe.base]
+    scores = SCORE_COPIES * 4 * tokens * decoder.num_heads * limits.max_tokens
+    # Sessions have arenas of their own, which keep what their largest step took.
+    image = PATCH_BYTES * work.config.vision.width * limits.max_patches
     rows = max(limits.max_slots, min(limits.prefill_chunk, MAX_ROWS))
-    hidden = BASE_BYTES[work.recipe.base] * limits.max_slots * limits.prefill_chunk * decoder.width
+    hidden = base * limits.max_slots * limits.prefill_chunk * decoder.width
     return DeviceMemory(
-        weights_bytes=sum(sizes[graph] for graph in work.graphs) + more,
+        weights_bytes=sum(_kept_bytes(work, one) for one in members),
         cache_bytes=cache_bytes,
-        scratch_bytes=SCORE_COPIES * scores,
-        scratch_of="scores of attention",
+        scratch_bytes=scores + image,
+        scratch_of="scores of attention, the largest image",
         buffers_bytes=hidden + 4 * rows * decoder.vocab_size,
         code_bytes=0,
     )
 
 
+def _kept_bytes(work: Work, parameter: Parameter) -> int:
+    """Count what lies on the card for a parameter once its graph is loaded."""
+    is_of_experts = parameter.part == "experts"
+    if _is_in_blocks(work, parameter):
+        kept = _block_bytes(work, parameter)
+        # `QMoE` keeps its codes as they came beside those that it has laid out for its kernel.
+        return kept + _code_bytes(work, parameter) if is_of_experts else kept
+    if is_of_experts and work.codes_of(parameter) is not None:
+        return BASE_BYTES[work.recipe.base] * parameter.count  # folded: `MoE` takes no codes
+    stored = stored_bytes(parameter, work.recipe)
+    return stored.codes + stored.scales
+
+
 def _is_in_blocks(work: Work, parameter: Parameter) -> bool:
-    return work.codes_of(parameter) in ("int4", "int8") and _block(work, parameter) > 0
+    """Whether an operator reads the codes of a parameter, laid out anew."""
+    if work.codes_of(parameter) not in ("int4", "int8") or _block(work, parameter) == 0:
+        return False
+    decoder = work.config.decoder
+    fits = work.recipe.base != "fp32" and takes_sizes([decoder.width, decoder.expert_width])
+    return fits or parameter.part != "experts"
 
 
 def _block_bytes(work: Work, parameter: Parameter) -> int:
     """Count codes, and a scale for each block."""
-    bits = 4 if work.codes_of(parameter) == "int4" else 8
     scales = parameter.count // _block(work, parameter)
-    return parameter.count * bits // 8 + BASE_BYTES[work.recipe.base] * scales
+    return _code_bytes(work, parameter) + BASE_BYTES[work.recipe.base] * scales
 
 
-def _stored(work: Work, parameter: Parameter) -> int:
-    stored = stored_bytes(parameter, work.recipe)
-    return stored.codes + stored.scales
+def _code_bytes(work: Work, parameter: Parameter) -> int:
+    return parameter.count * (4 if work.codes_of(parameter) == "int4" else 8) // 8
 
 
 def _block(work: Work, parameter: Parameter) -> int:

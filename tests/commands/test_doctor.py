@@ -78,12 +78,15 @@ def test_a_provider_that_does_not_load_is_a_failure(monkeypatch: pytest.MonkeyPa
     assert finding.value.startswith("does not load: ")
 
 
-def test_two_onnx_runtimes_in_one_folder_are_warned_about() -> None:
+def test_an_onnx_runtime_that_target_cuda_does_not_run_on_is_warned_about() -> None:
     alone = doctor.check_cuda_provider("1.31.1", None)
     assert (alone.level, alone.value, alone.advice) == ("ok", "1.31.1", "")
     both = doctor.check_cuda_provider("1.31.1", "1.32.0")
     assert (both.level, both.value) == ("warn", "1.31.1, and onnxruntime 1.32.0 in the same folder")
     assert "pip uninstall onnxruntime" in both.advice
+    old = doctor.check_cuda_provider("1.30.4", None)
+    assert (old.level, old.value) == ("warn", "1.30.4")
+    assert "onnxruntime-gpu>=1.31" in old.advice
     missing = doctor.check_cuda_provider(None, "1.32.0")
     assert (missing.level, missing.value) == ("ok", "not installed")
     assert "kimivl[cuda]" in missing.advice

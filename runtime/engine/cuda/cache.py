@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ...artifact.records import TYPE_BYTES, CacheRecord
 from ...limits import Limits
-from ..trt.device import Device
+from .memory import Memory
 
 LEAST_ROWS = 256
 """Of a slot; a step over fewer would be no faster."""
@@ -36,7 +36,7 @@ class SlotCache:
         layers: Iterable[str],
         record: CacheRecord,
         limits: Limits,
-        device: Device,
+        memory: Memory,
         *,
         least_rows: int = LEAST_ROWS,
     ) -> None:
@@ -46,13 +46,13 @@ class SlotCache:
             layers: names of the layers.
             record: tensors of a layer.
             limits: slots and their capacity.
-            device: where the memory is.
+            memory: of the device, to take from.
             least_rows: of a slot, however short its text is.
 
         Raises:
             CapacityError: the device has not that much.
         """
-        self._device, self._capacity = device, limits.max_tokens
+        self._device, self._capacity = memory.device, limits.max_tokens
         self._used = [0] * limits.max_slots
         self._least_rows = least_rows
         self._rows = self._rows_for(0)
@@ -63,9 +63,9 @@ class SlotCache:
                 token_bytes = TYPE_BYTES[one.dtype] * one.width
                 size = token_bytes * limits.max_tokens * limits.max_slots
                 self._layers[layer][name] = _Tensor(
-                    address=device.allocate(size), token_bytes=token_bytes
+                    address=memory.allocate(size), token_bytes=token_bytes
                 )
-                device.clear(self._layers[layer][name].address, size)
+                self._device.clear(self._layers[layer][name].address, size)
 
     @property
     def rows(self) -> int:
@@ -94,6 +94,7 @@ class SlotCache:
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one slot to another, in every layer."""
+        assert length <= self._rows, f"{length} tokens of slots of {self._rows}"
         self._used[target] = length
         for one in self._tensors:
             begin, end = (
@@ -112,7 +113,10 @@ class SlotCache:
         return min(rows, self._capacity)
 
     def _move_slots(self, rows: int) -> None:
-        """Give every slot other room; in an order in which none is written over."""
+        """Give every slot other room; in an order in which none is written over.
+
+        What is behind a text was another's, perhaps one that ended in NaN: it is cleared.
+        """
         order = list(range(1, len(self._used)))  # the first one stays where it is
         if rows > self._rows:
             order.reverse()
@@ -122,6 +126,10 @@ class SlotCache:
                     one.address + slot * size * one.token_bytes for size in (self._rows, rows)
                 )
                 self._move(begin, end, self._used[slot] * one.token_bytes)
+            for slot, used in enumerate(self._used):
+                if used < rows:
+                    behind = one.address + (slot * rows + used) * one.token_bytes
+                    self._device.clear(behind, (rows - used) * one.token_bytes)
         self._rows = rows
 
     def _move(self, begin: int, end: int, size_bytes: int) -> None:

@@ -21,7 +21,7 @@ def check_graphs(
     config: KimiVLConfig,
     sessions: Mapping[str, ort.InferenceSession],
 ) -> None:
-    """Compare vision, projector and decoder with what the engine will bind to them.
+    """Compare vision, projector, decoder and embedding with what the engine will make of them.
 
     Raises:
         ArtifactError: a graph takes or gives something else; all such graphs are listed.
@@ -46,6 +46,9 @@ def check_graphs(
         inputs, outputs = sessions[name].get_inputs(), sessions[name].get_outputs()
         problems += differences(f"{name} takes", inputs, contract.inputs)
         problems += differences(f"{name} gives", outputs, contract.outputs)
+    rows = (config.decoder.vocab_size, config.decoder.width)
+    if artifact.manifest.embedding.shape != rows:
+        problems.append(f"embedding is {artifact.manifest.embedding.shape}, expected {rows}")
     if problems:
         raise ArtifactError(
             describe_problems(str(artifact.folder), sorted(problems))

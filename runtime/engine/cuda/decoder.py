@@ -15,9 +15,9 @@ from ...limits import Limits
 from ..checks import finite_rows
 from ..piecewise import HeadRows
 from ..protocol import FloatArray, IntArray
-from ..trt.device import Device
 from ..trt.numbers import to_stored
 from .cache import LEAST_ROWS, SlotCache
+from .memory import Memory
 from .provider import GRAPH_ID, UNRECORDED, Provider, named_error
 
 _MAX_ROWS = 64
@@ -82,7 +82,7 @@ class Decoder:
         *,
         limits: Limits,
         provider: Provider,
-        device: Device,
+        memory: Memory,
     ) -> None:
         """Reserve buffers for the largest step.
 
@@ -92,10 +92,10 @@ class Decoder:
             layers: names of the layers in the cache, in the graph's order.
             limits: slots, their capacity, tokens of a step.
             provider: what the session runs on.
-            device: where all memory is.
+            memory: of the device, to take from.
         """
         self._session, self._cache, self._layers = session, cache, layers
-        self._limits, self._provider, self._device = limits, provider, device
+        self._limits, self._provider, self._device = limits, provider, memory.device
         values = (*session.get_inputs(), *session.get_outputs())
         self._types = {one.name: _TYPES[one.type] for one in values}
         sizes = {one.name: one.shape[-1] for one in values}
@@ -110,10 +110,33 @@ class Decoder:
             names.ENERGY: self._max_rows,
         }
         self._addresses = {
-            name: device.allocate(count * self._types[name].size) for name, count in counts.items()
+            name: memory.allocate(count * self._types[name].size) for name, count in counts.items()
         }
         self._bound: OrderedDict[_Sizes, _Bound] = OrderedDict()
         self._graph_ids: dict[_Sizes, str] = {}
+        self._records = provider.can_record
+
+    def reserve(self) -> None:
+        """Run the largest steps once, and forget what they wrote.
+
+        ONNX Runtime's arena grows with each larger step and keeps pieces that the next one is too
+        large for; behind the largest ones it stays as it is.
+
+        Raises:
+            CapacityError: the device has too little memory for them.
+        """
+        limits = self._limits
+        self._records = False  # it belongs to the thread that runs it, which this one need not be
+        for batch, tokens in ((1, limits.prefill_chunk), (limits.max_slots, 1)):
+            hidden = np.zeros((batch, tokens, self._width), dtype=np.float32)
+            lengths = np.full(batch, limits.max_tokens - tokens, dtype=np.int64)
+            rows = np.arange(min(batch * tokens, self._max_rows))
+            self.run(0, hidden, lengths, rows, "best")
+        self._records = self._provider.can_record
+        self._bound.clear()
+        for slot in range(limits.max_slots):
+            self._cache.clear(slot)
+        self._cache.fit(0, [0] * limits.max_slots)
 
     def run(
         self,
@@ -136,7 +159,8 @@ class Decoder:
             What is wanted of these rows. More rows than a run has room for take several runs, which
             write the same rows of the cache again.
         """
-        batch, tokens = hidden.shape[:2]
+        batch, tokens, width = hidden.shape
+        assert width == self._width, f"hidden states of {width}, the graph takes {self._width}"
         ends = [int(length) + tokens for length in lengths]
         self._cache.fit(first_slot, ends)
         # One slot's first rows are a block of memory; those of several are not, unless all are.
@@ -206,7 +230,7 @@ class Decoder:
 
     def _graph_id(self, sizes: _Sizes) -> str:
         """Number what is worth recording: steps of one token, as long as there is room."""
-        is_worth_it = self._provider.can_record and sizes.tokens == 1
+        is_worth_it = self._records and sizes.tokens == 1
         if is_worth_it and len(self._graph_ids) < _MAX_RECORDINGS:
             self._graph_ids.setdefault(sizes, str(len(self._graph_ids) + 1))
         return self._graph_ids.get(sizes, UNRECORDED)

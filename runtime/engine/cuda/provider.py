@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import onnxruntime as ort
 
 from ...artifact.folder import Artifact
-from ...errors import ArtifactError, CapacityError, UnsupportedError
+from ...cuda import CudaError
+from ...errors import ArtifactError, CapacityError, KimiVLError, UnsupportedError
 from ..onnx_session import session_options
 
 _INSTALL = (
@@ -19,8 +20,10 @@ _INSTALL = (
     "those of `onnxruntime-gpu`: pip uninstall onnxruntime, then "
     "pip install --force-reinstall --no-deps onnxruntime-gpu"
 )
-_NO_MEMORY = ("out of memory", "Failed to allocate memory", "CUDA failure 2:")
+_NO_MEMORY = ("out of memory", "Failed to allocate memory", "CUDA failure 2:", "ALLOC_FAILED")
 """How ONNX Runtime and CUDA say that there is not enough."""
+_FAILURE = re.compile(r"\b(?:CUDA|CUBLAS|CUDNN) (?:failure|error):?(?: (\d+))?", re.IGNORECASE)
+"""How they say that the GPU or its driver failed, with the number of the error where it is told."""
 GRAPH_ID = "gpu_graph_id"
 """Entry of a run's options: which recorded graph it records or replays."""
 UNRECORDED = "-1"
@@ -113,13 +116,17 @@ class Provider:
 CUDA = Provider(name="CUDAExecutionProvider", device_type="cuda", can_record=True)
 
 
-def named_error(error: Exception, where: str) -> ArtifactError | CapacityError:
-    """Say what ONNX Runtime said: too little memory, or a graph that it does not take."""
+def named_error(error: Exception, where: str) -> KimiVLError:
+    """Say what ONNX Runtime said: too little memory, a GPU that fails, or a graph it refuses."""
     text = str(error)
     reason = (text.splitlines() or [type(error).__name__])[0]
     if any(sign.lower() in text.lower() for sign in _NO_MEMORY):
         return CapacityError(
             f"{where}: the device's memory is too small ({reason}); end what else uses it, build "
-            "with a smaller --max-kv-cache-capacity or --max-batch-size, or take a narrower recipe"
+            "with a smaller --max-kv-cache-capacity, --max-batch-size, --prefill-chunk or "
+            "--max-image-tokens, or take a narrower recipe"
         )
+    failure = _FAILURE.search(text)
+    if failure is not None:
+        return CudaError(where, int(failure[1] or 0), reason)
     return ArtifactError(f"{where}: {reason}")

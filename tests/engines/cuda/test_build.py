@@ -10,12 +10,16 @@ import pytest
 
 from calibration.verify import verify_artifact
 from engines.build import build_target, check_build
+from engines.cuda.decoder import join_decoder
 from engines.cuda.wide_features import WideFeatures
+from engines.job import load_graph, write_graph
 from engines.lowering import lower
 from engines.options import BuildOptions, PlanOptions
 from export.recipe.reading import load_recipe, parse_recipe
+from runtime import names
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
+from runtime.artifact.records import FileRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, InputError, UnsupportedError
 
@@ -79,8 +83,28 @@ def test_a_build_that_was_stopped_before_the_joined_graph_goes_on(
 def test_verify_measures_every_graph_on_the_kernels_of_the_cpu(built: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(built, tmp_path / "artifact")
     figures = verify_artifact(folder, "cuda").parity["cuda"]
-    assert figures.keys() == Manifest.read(built).graphs.keys()
+    assert figures.keys() == {*Manifest.read(built).graphs, names.DECODER}
+    assert figures[names.DECODER] == 0.0  # the same numbers, bit for bit
     assert max(figures.values()) < 1e-5
+
+
+def test_verify_refuses_a_decoder_whose_layers_are_in_another_order(
+    built: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(built, tmp_path / "artifact")
+    manifest = Manifest.read(folder)
+    record = manifest.targets["cuda"]
+    assert record.decoder is not None
+    first, *others = (names.layer_name(layer) for layer in manifest.layers)
+    order = [first, *reversed(others)]
+    assert len(others) > 1
+    layers = [load_graph(folder / record.graphs[name]) for name in order]
+    head = load_graph(folder / record.graphs[names.HEAD])
+    write_graph(folder / record.decoder, join_decoder(layers, head, names.DECODER))
+    files = {**manifest.files, record.decoder: FileRecord.of(folder / record.decoder)}
+    replace(manifest, files=files).write(folder)
+    with pytest.raises(ArtifactError, match=r"1 problem: decoder is off .* allowed 1e-05"):
+        verify_artifact(folder, "cuda")
 
 
 @pytest.mark.parametrize(

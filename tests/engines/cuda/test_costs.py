@@ -1,5 +1,7 @@
 """What target `cuda` is told to take: arithmetic on the released sizes."""
 
+from dataclasses import replace
+
 import pytest
 
 from engines.cuda.costs import build_cost, device_memory
@@ -30,7 +32,7 @@ def test_experts_that_are_not_quantised_are_written_once_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "weights"), [("int4", 8.6e9), ("int8", 16.3e9), ("bf16", 32.1e9)]
+    ("recipe", "weights"), [("int4", 15.8e9), ("int8", 30.8e9), ("bf16", 32.1e9)]
 )
 def test_the_memory_of_the_card_is_weights_cache_scores_and_rows(
     recipe: str, weights: float
@@ -41,9 +43,20 @@ def test_the_memory_of_the_card_is_weights_cache_scores_and_rows(
     memory = plan.device
     assert memory.weights_bytes == pytest.approx(weights, rel=0.03)
     assert memory.cache_bytes == 32 * 8192 * 27 * 576 * 2
-    assert memory.scratch_bytes == 3 * 4 * 512 * 16 * 8192
+    patches = work(recipe, options).limits.max_patches
+    assert memory.scratch_bytes == 3 * 4 * 512 * 16 * 8192 + 130 * 1152 * patches
     assert memory.code_bytes == 0
     assert memory == device_memory(work(recipe, options), memory.cache_bytes)
+
+
+def test_experts_whose_codes_no_operator_takes_are_folded_when_they_are_loaded() -> None:
+    narrow = work("int4")
+    wide = replace(narrow, recipe=replace(narrow.recipe, base="fp32"))
+    experts = 26 * 64 * 3 * 2048 * 1408
+    assert build_cost(narrow).left_bytes - build_cost(wide).left_bytes > experts // 2
+    more = device_memory(wide, 0).weights_bytes - device_memory(narrow, 0).weights_bytes
+    # Codes twice, with scales of 2 bytes for 128 of them, against numbers of 4 bytes.
+    assert more == pytest.approx(experts * (4 - 2 / 2 - 2 / 128), rel=0.03)
 
 
 def test_a_plan_has_a_build_and_no_figures_of_speed() -> None:

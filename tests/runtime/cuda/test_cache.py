@@ -5,6 +5,7 @@ import pytest
 
 from runtime.artifact.records import CacheRecord, CacheTensor
 from runtime.engine.cuda.cache import SlotCache
+from runtime.engine.cuda.memory import Memory
 from runtime.errors import CapacityError
 from runtime.limits import Limits
 from tests.executing_trt import HostDevice
@@ -31,7 +32,7 @@ class Filled:
         )
         self.device = HostDevice()
         self.cache = SlotCache(
-            ["layer_00", "layer_01"], RECORD, limits, self.device, least_rows=least_rows
+            ["layer_00", "layer_01"], RECORD, limits, Memory(self.device), least_rows=least_rows
         )
         self.lengths = [0] * slots
         self.values = {
@@ -107,9 +108,26 @@ def test_a_prefix_is_copied_and_a_cleared_slot_is_zero() -> None:
         assert not filled.device.array(address, (32, one.width), TYPES[name]).any()
 
 
+def test_nothing_is_left_behind_a_text_when_slots_have_moved() -> None:
+    filled = Filled(3, 64, 4)
+    for slot, length in ((0, 3), (1, 17), (2, 2), (1, 3), (0, 30)):
+        filled.grow(slot, 0, length)
+    for name, one in RECORD.tensors.items():
+        for slot, length in enumerate(filled.lengths):
+            address = filled.cache.addresses("layer_01", slot)[name]
+            rows = filled.device.array(address, (32, one.width), TYPES[name])
+            assert not rows[length:].any()
+
+
+def test_a_prefix_longer_than_a_slot_is_a_mistake_of_ours() -> None:
+    filled = Filled(3, 64, 4)
+    with pytest.raises(AssertionError, match="5 tokens of slots of 4"):
+        filled.cache.copy_prefix(0, 1, 5)
+
+
 def test_memory_that_is_not_there_is_refused_at_once() -> None:
     limits = Limits(
         max_tokens=64, max_input_tokens=64, max_slots=3, max_patches=4, prefill_chunk=64
     )
     with pytest.raises(CapacityError, match="bytes more are needed"):
-        SlotCache(["layer_00"], RECORD, limits, HostDevice(memory_bytes=2000))
+        SlotCache(["layer_00"], RECORD, limits, Memory(HostDevice(memory_bytes=2000)))

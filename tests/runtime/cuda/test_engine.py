@@ -10,13 +10,16 @@ from calibration.data.examples import load_examples
 from calibration.evaluate import evaluate
 from examples.nano.score import HERE
 from runtime import GenerationLimits, Sampling, Session
+from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
 from runtime.engine.cuda.engine import CudaEngine
 from runtime.engine.onnx_engine import OnnxEngine
-from runtime.engine.protocol import Engine, FloatArray
+from runtime.engine.protocol import Engine, FloatArray, NonFiniteRowsError
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
 from tests.executing_trt import HostDevice
+
+from .conftest import HOST
 
 TOLERANCE = 2e-5
 """Of the largest logit: both compute in fp32, over caches of other lengths."""
@@ -182,3 +185,35 @@ def test_a_slot_that_ended_in_nan_is_clean_for_the_next_text(
             step([3], bad, np.zeros(1, np.int64), np.array([4]))
         ids = ids_of(2, seed=50)
         assert_close(feed(engine, [3], [ids], [0]), feed(truth, [3], [ids], [0]))
+
+
+def test_what_a_slot_that_ended_in_nan_has_left_ends_no_other_text(
+    built: Path, truth: OnnxEngine
+) -> None:
+    engine = CudaEngine(Artifact.open(built), provider=HOST, device=HostDevice())
+    hidden = engine.embed(ids_of(300, seed=70))[None]
+    hidden[0, 10] = np.nan
+    feed(engine, [2], [ids_of(20, seed=71)], [0])
+    with pytest.raises(NumericError):  # its slots have moved apart before its last token is seen
+        engine.step([1], hidden, np.zeros(1, np.int64), np.array([299]))
+    feed(truth, [2], [ids_of(20, seed=71)], [0])
+    for slot, length in ((2, 20), (1, 0), (3, 0), (0, 0)):
+        ids = ids_of(2, seed=72 + slot)
+        assert_close(feed(engine, [slot], [ids], [length]), feed(truth, [slot], [ids], [length]))
+
+
+def test_a_prompt_that_goes_wrong_in_the_middle_ends_there_and_leaves_nothing(
+    engine: CudaEngine, truth: OnnxEngine
+) -> None:
+    hidden = engine.embed(ids_of(40, seed=80))[None]
+    hidden[0, 10] = np.nan
+    with pytest.raises(NumericError) as caught:
+        engine.step([2], hidden, np.zeros(1, np.int64), NONE)
+    assert not isinstance(caught.value, NonFiniteRowsError)  # there is no row to end
+    ids = ids_of(2, seed=81)
+    assert_close(feed(engine, [2], [ids], [0]), feed(truth, [2], [ids], [0]))
+
+
+def test_hidden_states_of_another_width_are_a_mistake_of_ours(engine: CudaEngine) -> None:
+    with pytest.raises(AssertionError, match="of 64, the graph takes 128"):
+        engine.step([0], np.zeros((1, 1, 64), np.float32), np.zeros(1, np.int64), np.array([0]))

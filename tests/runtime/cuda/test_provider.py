@@ -11,6 +11,7 @@ from runtime import Session
 from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.records import FileRecord
+from runtime.cuda import CudaError
 from runtime.engine.cuda.engine import CudaEngine
 from runtime.engine.cuda.provider import CUDA, named_error
 from runtime.errors import ArtifactError, CapacityError, UnsupportedError
@@ -62,6 +63,7 @@ def test_the_provider_is_asked_for_exact_products_and_for_recordings_of_the_deco
         "CUDA failure 2: out of memory ; GPU=0 ; hostname=x",
         "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : BFCArena::AllocateRawInternal Failed to "
         "allocate memory for requested buffer of size 369098752",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
     ],
 )
 def test_too_little_memory_is_told_from_everything_else(text: str) -> None:
@@ -69,6 +71,32 @@ def test_too_little_memory_is_told_from_everything_else(text: str) -> None:
     other = named_error(RuntimeError("INVALID_GRAPH: no such op\nmore"), "here")
     assert isinstance(other, ArtifactError)
     assert str(other) == "here: INVALID_GRAPH: no such op"
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", 700),
+        ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", 13),
+        ("Fail to execute fused moe kernel, cuda error 719", 719),
+    ],
+)
+def test_a_gpu_that_fails_is_no_altered_artifact(text: str, status: int) -> None:
+    error = named_error(RuntimeError(text), "a step of the decoder")
+    assert isinstance(error, CudaError)
+    assert error.status == status
+    assert text in str(error)
+
+
+def test_an_embedding_table_of_another_model_is_refused(built: Path) -> None:
+    artifact = Artifact.open(built)
+    rows, width = artifact.manifest.embedding.shape
+    other = replace(artifact.manifest.embedding, shape=(2 * rows, width // 2))
+    artifact = replace(artifact, manifest=replace(artifact.manifest, embedding=other))
+    with pytest.raises(
+        ArtifactError, match=rf"embedding is \({2 * rows}, {width // 2}\), expected"
+    ):
+        CudaEngine(artifact, provider=HOST, device=HostDevice())
 
 
 def test_a_cache_that_does_not_fit_the_device_is_refused_before_weights_are_loaded(
