@@ -63,11 +63,7 @@ def write_full_artifact(
     layers = tuple(range(graphs.num_layers) if layers is None else layers)
     names = graphs.write(recipe, layers, folder / "graphs")
     table = _write_table(folder, graphs.config)
-    files = {
-        path.relative_to(folder).as_posix(): FileRecord.of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     manifest = Manifest(
         source={"benchmark": "random codes"},
         recipe=recipe.name,
@@ -77,7 +73,7 @@ def write_full_artifact(
         versions={},
         embedding=table,
         graphs={name: f"graphs/{name}.onnx" for name in names},
-        files=files,
+        files={path.relative_to(folder).as_posix(): FileRecord.of(path) for path in paths},
     )
     manifest.write(folder)
     return build_target(folder, target, BuildOptions(max_tokens=max_tokens))

@@ -116,7 +116,7 @@ def test_figures_are_tokens_a_second_of_all_slots_and_medians_of_steps() -> None
 
 def test_seconds_of_an_image_are_medians_of_its_samples() -> None:
     times = [{"encode_s": one, "first_token_s": one + 1} for one in (0.1, 0.9, 0.2)]
-    samples = {"image_1792": times, decode_name(1, 0): [[0.1]]}
+    samples: dict[str, list[Any]] = {"image_1792": times, decode_name(1, 0): [[0.1]]}
     assert image_seconds(samples) == {"image_1792": {"encode_s": 0.2, "first_token_s": 1.2}}
 
 
