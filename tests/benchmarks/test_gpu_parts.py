@@ -1,7 +1,9 @@
 """Parts of the benchmark of a card, on the CPU's kernels."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from benchmarks.gpu.ours import TEXT_TOKENS, Ours
 from benchmarks.gpu.peer import Peer
 from benchmarks.gpu.rows import Found, Wanted, decode_name
 from benchmarks.gpu.rtx import ask_rtx
+from export.synthetic.configs import FULL_CONFIG
 from export.synthetic.folder import write_synthetic
 from runtime.artifact.folder import Artifact
 from runtime.engine.cuda.engine import CudaEngine
@@ -205,6 +208,18 @@ def test_an_artifact_of_other_sizes_is_not_compared_with_the_peer(
     asked = parts.Asked(artifact=artifact, wanted=FEW, prefill_chunk=16)
     (found,) = parts.measure_peer("eager")(asked)
     assert found["left_out"]["all"].startswith("the peer has the released sizes")
+
+
+def test_the_released_sizes_are_compared_with_the_peer_but_not_without_some_layers(
+    artifact: Path, tmp_path: Path
+) -> None:
+    opened = Artifact.open(artifact)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(FULL_CONFIG))
+    count = FULL_CONFIG["text_config"]["num_hidden_layers"]
+    whole = replace(opened.manifest, layers=tuple(range(count)))
+    assert parts._other_sizes(replace(opened, folder=tmp_path, manifest=whole)) is None
+    assert parts._other_sizes(replace(opened, folder=tmp_path)) is not None
 
 
 def test_the_peer_decodes_behind_a_cache_and_runs_a_prompt() -> None:
