@@ -8,6 +8,7 @@ The lowering and the weights' new layout are those of every build.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def write_full_artifact(
     max_tokens: int,
     layers: Sequence[int] | None = None,
     target: str = "cpu",
+    in_token_limit: int | None = None,
 ) -> "Manifest":
     """Write neutral graphs with random weights, then build a target.
 
@@ -45,6 +47,7 @@ def write_full_artifact(
         max_tokens: capacity of the cache.
         layers: decoder layers; all, if left out.
         target: what is built.
+        in_token_limit: patches above which an image is shrunk; the synthetic one, if left out.
     """
     from engines.build import build_target
     from engines.options import BuildOptions
@@ -55,14 +58,12 @@ def write_full_artifact(
 
     graphs = HollowGraphs(folder / MODEL_FOLDER, _write_random)
     (folder / MODEL_FOLDER / "synth.json").unlink()
+    if in_token_limit is not None:
+        _set_image_limit(folder / MODEL_FOLDER, in_token_limit)
     layers = tuple(range(graphs.num_layers) if layers is None else layers)
     names = graphs.write(recipe, layers, folder / "graphs")
     table = _write_table(folder, graphs.config)
-    files = {
-        path.relative_to(folder).as_posix(): FileRecord.of(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     manifest = Manifest(
         source={"benchmark": "random codes"},
         recipe=recipe.name,
@@ -72,10 +73,17 @@ def write_full_artifact(
         versions={},
         embedding=table,
         graphs={name: f"graphs/{name}.onnx" for name in names},
-        files=files,
+        files={path.relative_to(folder).as_posix(): FileRecord.of(path) for path in paths},
     )
     manifest.write(folder)
     return build_target(folder, target, BuildOptions(max_tokens=max_tokens))
+
+
+def _set_image_limit(model_folder: Path, in_token_limit: int) -> None:
+    from runtime.prompt.patches import RULE_FILE
+
+    path = model_folder / RULE_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "in_token_limit": in_token_limit}))
 
 
 def _write_random(path: Path, values: "Sequence[Values]") -> None:

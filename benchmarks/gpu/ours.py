@@ -1,17 +1,33 @@
 """Our side: an artifact's target on its engine, and an image before a prompt."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from engines.measure.filled import FilledSlots
+from runtime.artifact.folder import Artifact
 from runtime.engine.protocol import Engine, IntArray
 from runtime.generation.steps import prefill
+from runtime.limits import Limits
 from runtime.prompt.patches import PatchedImage
 
 TEXT_TOKENS = 32
 """Behind the image of a prompt."""
 _SEED = 11
+
+
+def with_limits(artifact: Artifact, target: str, limits: Limits) -> Artifact:
+    """Give an artifact on the same files whose target has other limits; the manifest stays.
+
+    Raises:
+        ArtifactError: the artifact was not built for the target.
+    """
+    record = replace(artifact.target(target), limits=limits)
+    targets = {**artifact.manifest.targets, target: record}
+    return replace(artifact, manifest=replace(artifact.manifest, targets=targets))
 
 
 class Ours:
@@ -48,3 +64,8 @@ class Ours:
         hidden = np.concatenate([features, engine.embed(ids)])
         prefill(engine.step_greedy, 0, hidden, 0, engine.limits.prefill_chunk)
         return {"encode_s": encoded - start, "first_token_s": perf_counter() - start}
+
+
+def run_once(work: Callable[[], Any]) -> None:
+    """Warm up: memory is reserved and steps are recorded at their first time."""
+    work()

@@ -6,7 +6,7 @@ the device, as ours is.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Way = Literal["eager", "compiled"]
 EXPERTS = "grouped_mm"
 """Of transformers' ways through the experts the fastest; the loop cannot be compiled as a whole."""
+_WARM_UPS = 3
+"""Calls until `torch.compile` has compiled, recorded and replayed."""
 _UNUSED = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype")
 
 
@@ -45,8 +47,23 @@ class Peer:
         finally:
             torch.set_default_dtype(before)
         model.set_experts_implementation(EXPERTS)
-        self._run = torch.compile(model, mode="reduce-overhead") if way == "compiled" else model
+        self._way, self._model, self._run = way, model, model
         self._cache: tuple[tuple[int, int], Any] | None = None
+
+    def warm_up(self, work: Callable[[], Any]) -> None:
+        """Begin a row: compile for its sizes alone, then run it until nothing is new.
+
+        What earlier rows compiled is forgotten: torch would otherwise compile later ones for sizes
+        of any value, and none behind the eighth.
+        """
+        import torch
+
+        if self._way == "compiled":
+            self._cache = None
+            torch._dynamo.reset()
+            self._run = torch.compile(self._model, mode="reduce-overhead", dynamic=False)
+        for _ in range(_WARM_UPS):
+            work()
 
     def decode(self, depth: int, tokens: int, *, batch: int = 1) -> list[float]:
         """Decode random tokens behind `depth` others in some sequences: seconds for each step."""

@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--packages", type=Path, help="that hold onnxruntime-gpu")
     given = parser.parse_args(words)
-    packages = given.packages or Path(sys.prefix) / "lib" / "site-packages"
+    packages = given.packages or Path(sysconfig.get_path("purelib"))
     try:
         found = placements(Artifact.open(given.artifact), packages)
     except KimiVLError as error:

@@ -1,22 +1,25 @@
-"""What is measured of each side, and how samples become figures.
+"""What is measured of each side.
 
 A side is ours or a peer. Whatever does not fit a card's memory is left out with the reason, and the
 rest goes on.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any, Protocol
 
-from runtime.errors import CapacityError
+from runtime.errors import KimiVLError
 
 DECODED = 32
 """Tokens of each slot that a sample of decoding takes."""
 PROMPTS = (512, 4096)
-Samples = dict[str, list[Any]]
-"""By the name of a row."""
+Found = dict[str, Any]
+"""What a part adds to the results, by section."""
+SAMPLES = "samples"
+LEFT_OUT = "left_out"
+Works = Mapping[str, Callable[[], Any]]
+"""What takes a sample, by the name of a row."""
 
 
 class Side(Protocol):
@@ -38,23 +41,15 @@ class Wanted:
     """Of every batch."""
     long_depths: tuple[int, ...] = (65_536, 131_072 - DECODED)
     """Of batch 1 alone."""
+    prompts: tuple[int, ...] = PROMPTS
+    """Their tokens."""
     repeats: int = 5
 
     def decodes(self) -> Iterator[tuple[int, int]]:
-        """Yield batch and depth, by rising depth, so that slots are filled once."""
-        pairs = [(batch, depth) for batch in self.batches for depth in self.depths]
-        pairs += [(1, depth) for depth in self.long_depths]
+        """Yield batch and depth, each once, by rising depth, so that slots are filled once."""
+        pairs = {(batch, depth) for batch in self.batches for depth in self.depths}
+        pairs |= {(1, depth) for depth in self.long_depths}
         yield from sorted(pairs, key=lambda pair: (pair[1], pair[0]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Samples of one side."""
-
-    samples: Samples
-    """Of decoding the seconds of each step, of a prompt its seconds; one entry for each repeat."""
-    left_out: dict[str, str]
-    """Rows that did not fit, and what was said."""
 
 
 def decode_name(batch: int, depth: int) -> str:
@@ -62,65 +57,36 @@ def decode_name(batch: int, depth: int) -> str:
     return f"decode_batch_{batch}_depth_{depth}"
 
 
-def measure(
-    side: Side, wanted: Wanted, *, prompts: Sequence[int] = PROMPTS, says: Callable[[str], object]
-) -> Measured:
-    """Take all samples of a side; each row is run once before it counts.
-
-    Args:
-        side: whose slots are overwritten.
-        wanted: rows and repeats.
-        prompts: lengths.
-        says: told of each row.
-    """
+def works_of(side: Side, wanted: Wanted) -> dict[str, Callable[[], Any]]:
+    """Tell what takes a sample of each row that is asked for."""
     works: dict[str, Callable[[], Any]] = {
         decode_name(batch, depth): partial(side.decode, depth, DECODED, batch=batch)
         for batch, depth in wanted.decodes()
     }
-    works |= {f"prompt_{tokens}": partial(side.prefill, tokens) for tokens in prompts}
-    samples: Samples = {}
-    left_out: dict[str, str] = {}
+    return works | {f"prompt_{tokens}": partial(side.prefill, tokens) for tokens in wanted.prompts}
+
+
+def measure(
+    works: Works, repeats: int, *, warm_up: Callable[[Callable[[], Any]], object]
+) -> Iterator[Found]:
+    """Take all samples of each row, and give a row as soon as it is done.
+
+    Args:
+        works: take a sample of decoding, the seconds of each step, or of a prompt, its seconds.
+        repeats: samples of each.
+        warm_up: does before a row's first sample what does not count, given its work.
+
+    Yields:
+        `samples` of a row, or in `left_out` what was said.
+    """
     for name, work in works.items():
         try:
-            work()
-            samples[name] = [work() for _ in range(wanted.repeats)]
-        except (CapacityError, RuntimeError) as error:  # torch says so by a RuntimeError
-            left_out[name] = " ".join(str(error).split())[:200]
-        says(f"{name}: {left_out.get(name, 'done')}")
-    return Measured(samples=samples, left_out=left_out)
+            warm_up(work)
+            yield {SAMPLES: {name: [work() for _ in range(repeats)]}}
+        except (KimiVLError, RuntimeError) as error:  # torch says so by a RuntimeError
+            yield {LEFT_OUT: {name: reason_of(error)}}
 
 
-def figures(samples: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, float]]:
-    """Reduce samples: tokens a second of all slots together, medians over steps and repeats."""
-    decode: dict[str, float] = {}
-    deep: dict[str, float] = {}
-    prompt: dict[str, float] = {}
-    for name, repeats in samples.items():
-        kind, _, rest = name.partition("_")
-        if kind == "prompt":
-            prompt[f"tokens_{rest}"] = round(int(rest) / median(repeats), 3)
-        elif kind == "decode":
-            batch, depth = int(name.split("_")[2]), int(name.split("_")[4])
-            speed = batch / median(step for steps in repeats for step in steps)
-            (deep if depth else decode)[f"batch_{batch}" + f"_depth_{depth}" * bool(depth)] = round(
-                speed, 3
-            )
-    return {
-        "decode_tokens_per_s": decode,
-        "decode_behind_tokens_per_s": deep,
-        "prompt_tokens_per_s": prompt,
-    }
-
-
-def ratios(
-    ours: Mapping[str, Mapping[str, float]], peers: Sequence[Mapping[str, Mapping[str, float]]]
-) -> dict[str, float]:
-    """Divide our speeds by the best peer's, for every row that a peer has; above 1 is faster."""
-    found = {}
-    for kind, speeds in ours.items():
-        for name, speed in speeds.items():
-            theirs = [one[kind][name] for one in peers if name in one.get(kind, {})]
-            if theirs:
-                row = kind.removesuffix("_tokens_per_s").removesuffix("_behind")
-                found[f"{row}_{name}"] = round(speed / max(theirs), 3)
-    return found
+def reason_of(error: Exception) -> str:
+    """Tell in a line of at most 200 letters what went wrong."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

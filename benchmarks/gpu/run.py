@@ -7,31 +7,31 @@ r"""Everything that a card can tell about target `cuda`, by one command.
 
 Without an artifact the released sizes are written with random weights in int4 (10 GB, some
 minutes). Takes about an hour; a part that fails or does not fit is left out, with the reason, and
-what is done already stays. Adds to `benchmarks/gpu/results.json`.
+every row stays as soon as it is done. Writes `benchmarks/gpu/results.json`.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from export.recipe.reading import load_recipe
 from runtime.errors import KimiVLError
 
 from ..cpu.full_artifact import write_full_artifact
-from ..record import merge_into
 from .card import Memory, describe_card, versions
-from .parts import PARTS, TARGET, Asked, describe
-from .rows import Wanted, figures, ratios
+from .parts import EVERY_ROW, LARGEST_IMAGE, PARTS, TARGET, Asked, describe
+from .results import VERSIONS, WANTED, Results
+from .rows import LEFT_OUT, SAMPLES, Found, Wanted, reason_of
 
 RESULTS = Path(__file__).with_name("results.json")
 DEFAULT_ARTIFACT = Path("out/bench/gpu-int4")
 RECIPE = "int4"
-_PEERS = ("eager", "compiled")
+_MAX_TOKENS = 8448
 
 
 def main(
@@ -40,13 +40,12 @@ def main(
     load_memory: Callable[[], Memory] = Memory.load,
     results: Path = RESULTS,
 ) -> int:
-    """Run all parts, or one; 1 where there is no card or a part failed."""
+    """Run all parts, or one; 1 where there is no card, no artifact, or a part failed."""
     given = _parser().parse_args(words)
     try:
         card = describe_card(load_memory())
     except KimiVLError as error:
-        sys.stderr.write(f"no card to measure: {error}\n")
-        return 1
+        return _fail(f"no card to measure: {error}")
     asked = Asked(
         artifact=given.artifact or DEFAULT_ARTIFACT,
         wanted=Wanted(
@@ -57,16 +56,46 @@ def main(
         ),
         prefill_chunk=given.prefill_chunk,
     )
-    if given.only:
-        merge_into(results, PARTS[given.only](asked))
-        return 0
-    _write_if_missing(given.artifact)
-    conditions = {"card": asdict(card), "versions": versions(), "asked": describe(asked)}
-    merge_into(results, conditions)
-    failed = [name for name in PARTS if _run_part(name, words) != 0]
-    merge_into(results, {"failed": failed})
-    summarise(results)
+    file = Results(results)
+    try:
+        if given.artifact is None:
+            write_default(DEFAULT_ARTIFACT)
+        conditions = {"card": asdict(card), "asked": describe(asked)}
+        if given.only:
+            file.begin_part(given.only, conditions)
+            return run_part(given.only, asked, file)
+        file.begin(conditions)
+    except KimiVLError as error:
+        return _fail(str(error))
+    failed = [name for name in PARTS if _start_part(name, words) != 0]
+    sys.stdout.write(json.dumps(file.finish(failed=failed), indent=1) + "\n")
     return 1 if failed else 0
+
+
+def run_part(name: str, asked: Asked, file: Results) -> int:
+    """Run a part and keep what it finds as soon as it is found; 1 if it failed."""
+    file.add(name, {VERSIONS: versions(), WANTED: asdict(asked.wanted)})
+    status = 0
+    try:
+        for found in PARTS[name](asked):
+            file.add(name, found)
+            _tell(found)
+    except (KimiVLError, RuntimeError) as error:
+        file.add(name, {LEFT_OUT: {EVERY_ROW: reason_of(error)}})
+        status = _fail(f"part {name}: {type(error).__name__}: {error}")
+    file.finish()
+    return status
+
+
+def _tell(found: Found) -> None:
+    lines = [f"{row}: done" for row in found.get(SAMPLES, {})]
+    lines += [f"{row}: left out: {reason}" for row, reason in found.get(LEFT_OUT, {}).items()]
+    sys.stderr.writelines(f"{line}\n" for line in lines)
+
+
+def _fail(text: str) -> int:
+    sys.stderr.write(f"{text}\n")
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,28 +114,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write_if_missing(given: Path | None) -> None:
-    """Write the released sizes with random weights where no artifact was given."""
-    if given is None and not DEFAULT_ARTIFACT.exists():
-        recipe = load_recipe(RECIPE)
-        write_full_artifact(DEFAULT_ARTIFACT, recipe, max_tokens=8448, target=TARGET)
+def write_default(folder: Path) -> None:
+    """Write the released sizes with random weights, unless they are there; wholly or not at all.
+
+    Raises:
+        KimiVLError: it cannot be written.
+    """
+    if folder.exists():
+        return
+    begun = folder.with_name(f"{folder.name}.begun")
+    if begun.exists():  # by a run that was killed
+        shutil.rmtree(begun)
+    write_full_artifact(
+        begun,
+        load_recipe(RECIPE),
+        max_tokens=_MAX_TOKENS,
+        target=TARGET,
+        in_token_limit=LARGEST_IMAGE,
+    )
+    begun.replace(folder)
 
 
-def _run_part(name: str, words: Sequence[str]) -> int:
+def _start_part(name: str, words: Sequence[str]) -> int:
     sys.stderr.write(f"part {name}\n")
     command = [sys.executable, "-m", "benchmarks.gpu.run", *words, "--only", name]
     return subprocess.run(command, check=False).returncode
-
-
-def summarise(results: Path) -> None:
-    """Reduce the samples in a file of results to figures and ratios, and print them."""
-    found: dict[str, Any] = json.loads(results.read_text())
-    samples = found.get("samples", {})
-    ours = figures(samples.get("ours", {}))
-    peers = {way: figures(samples[way]) for way in _PEERS if way in samples}
-    shown = {**ours, "ratio_to_best_peer": ratios(ours, list(peers.values()))}
-    merge_into(results, {**shown, "peers": peers})
-    sys.stdout.write(json.dumps(shown, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,45 +2,33 @@
 
 import ctypes
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pytest
 
 from benchmarks.gpu import parts, run
 from benchmarks.gpu.card import Memory, describe_card
-from benchmarks.gpu.ours import TEXT_TOKENS, Ours
-from benchmarks.gpu.peer import Peer
-from benchmarks.gpu.rows import DECODED, Wanted, decode_name, figures, measure, ratios
-from runtime.artifact.folder import Artifact
+from benchmarks.gpu.figures import image_seconds, ratios, speeds
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.rows import DECODED, Found, Wanted, decode_name, measure, works_of
 from runtime.cuda import Cuda
-from runtime.engine.onnx_engine import OnnxEngine
-from runtime.errors import CapacityError, UnsupportedError
+from runtime.errors import CapacityError, NumericError, UnsupportedError
 
-FEW = Wanted(batches=(1, 4), depths=(0, 100), long_depths=(500,), repeats=2)
-TINY = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "n_routed_experts": 4,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "kv_lora_rank": 16,
-    "q_lora_rank": None,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "max_position_embeddings": 128,
-}
+FEW = Wanted(batches=(1, 4), depths=(0, 100), long_depths=(500,), prompts=(512,), repeats=2)
+
+
+def load() -> Memory:
+    return Memory(Cuda(FakeCuda()))
+
+
+def measured(side: "Scripted") -> list[Found]:
+    return list(measure(works_of(side, FEW), FEW.repeats, warm_up=lambda work: work()))
+
+
+def samples_of(found: list[Found]) -> dict[str, Any]:
+    return {name: one for each in found for name, one in each.get("samples", {}).items()}
 
 
 class Scripted:
@@ -53,6 +41,8 @@ class Scripted:
         self.asked.append((batch, depth, tokens))
         if batch * depth > 300 and batch > 1:
             raise CapacityError("no room:\n 400 tokens")
+        if depth == 500:
+            raise NumericError("not finite")
         return [0.001 * batch, 0.002 * batch, 0.1]
 
     def prefill(self, tokens: int) -> float:
@@ -88,28 +78,46 @@ class FakeCuda:
 
 def test_rows_are_taken_by_rising_depth_and_each_is_run_once_before_it_counts() -> None:
     side = Scripted()
-    heard: list[str] = []
-    found = measure(side, FEW, prompts=(512,), says=heard.append)
-    pairs = [(1, 0), (4, 0), (1, 100), (1, 500)]
-    repeated = [(*pair, DECODED) for pair in pairs for _ in range(3)]
-    assert [one for one in side.asked if one != (4, 100, DECODED)] == repeated
-    assert list(found.samples) == [*(decode_name(*pair) for pair in pairs), "prompt_512"]
-    assert {len(one) for one in found.samples.values()} == {2}
-    assert len(heard) == 6
+    found = measured(side)
+    fine = [(1, 0), (4, 0), (1, 100)]
+    repeated = [(*pair, DECODED) for pair in fine for _ in range(3)]
+    assert [one for one in side.asked if one[:2] in fine] == repeated
+    assert list(samples_of(found)) == [*(decode_name(*pair) for pair in fine), "prompt_512"]
+    assert {len(one) for one in samples_of(found).values()} == {2}
 
 
-def test_a_row_that_does_not_fit_is_left_out_with_what_was_said_and_the_rest_goes_on() -> None:
-    found = measure(Scripted(), FEW, prompts=(512,), says=lambda text: None)
-    assert found.left_out == {"decode_batch_4_depth_100": "no room: 400 tokens"}
+def test_a_row_that_fails_is_left_out_with_what_was_said_and_the_rest_goes_on() -> None:
+    found = measured(Scripted())
+    assert [one["left_out"] for one in found if "left_out" in one] == [
+        {"decode_batch_4_depth_100": "no room: 400 tokens"},
+        {"decode_batch_1_depth_500": "not finite"},
+    ]
+    assert list(found[-1]["samples"]) == ["prompt_512"]
+
+
+def test_a_row_is_given_before_the_next_one_is_run() -> None:
+    side = Scripted()
+    next(measure(works_of(side, FEW), FEW.repeats, warm_up=lambda work: work()))
+    assert side.asked == [(1, 0, DECODED)] * 3
+
+
+def test_a_pair_of_batch_and_depth_that_is_asked_for_twice_is_run_once() -> None:
+    wanted = Wanted(batches=(1,), depths=(0, 64), long_depths=(64,))
+    assert list(wanted.decodes()) == [(1, 0), (1, 64)]
 
 
 def test_figures_are_tokens_a_second_of_all_slots_and_medians_of_steps() -> None:
-    found = figures(measure(Scripted(), FEW, prompts=(512,), says=lambda text: None).samples)
-    assert found == {
+    assert speeds(samples_of(measured(Scripted()))) == {
         "decode_tokens_per_s": {"batch_1": 500.0, "batch_4": 500.0},
-        "decode_behind_tokens_per_s": {"batch_1_depth_100": 500.0, "batch_1_depth_500": 500.0},
+        "decode_behind_tokens_per_s": {"batch_1_depth_100": 500.0},
         "prompt_tokens_per_s": {"tokens_512": 4000.0},
     }
+
+
+def test_seconds_of_an_image_are_medians_of_its_samples() -> None:
+    times = [{"encode_s": one, "first_token_s": one + 1} for one in (0.1, 0.9, 0.2)]
+    samples: dict[str, list[Any]] = {"image_1792": times, decode_name(1, 0): [[0.1]]}
+    assert image_seconds(samples) == {"image_1792": {"encode_s": 0.2, "first_token_s": 1.2}}
 
 
 def test_the_ratio_is_to_the_fastest_peer_of_a_row() -> None:
@@ -154,62 +162,128 @@ def test_the_card_and_its_memory_are_named(tmp_path: Path) -> None:
     assert describe_card(memory, tmp_path / "none").driver == "unknown"
 
 
+def run_parts(
+    monkeypatch: pytest.MonkeyPatch, results: Path, artifact: Path, **made: parts.Part
+) -> int:
+    """Run a whole benchmark of some parts in this process."""
+
+    def in_this_process(name: str, given: list[str]) -> int:
+        return run.main([*given, "--only", name], load_memory=load, results=results)
+
+    monkeypatch.setattr(run, "PARTS", made)
+    monkeypatch.setattr(run, "_start_part", in_this_process)
+    words = ["--artifact", str(artifact), "--batches", "1,2", "--repeats", "3", "--depths", ""]
+    return run.main(words, load_memory=load, results=results)
+
+
+def taking(seconds: float) -> parts.Part:
+    def part(asked: parts.Asked) -> Iterator[Found]:
+        assert asked.wanted.batches == (1, 2)
+        assert asked.wanted.depths == ()
+        yield {"samples": {decode_name(1, 0): [[seconds]] * asked.wanted.repeats}}
+
+    return part
+
+
+def failing(asked: parts.Asked) -> Iterator[Found]:
+    yield {"samples": {"prompt_512": [0.5]}}
+    raise CapacityError(f"no room for {asked.wanted.repeats}")
+
+
+def leaving_out(asked: parts.Asked) -> Iterator[Found]:
+    yield {"left_out": {decode_name(1, 0): f"no room for {asked.wanted.repeats}"}}
+
+
 def test_parts_add_to_the_results_and_the_summary_reduces_them(
-    artifact: Path,
+    for_cuda: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     results = tmp_path / "results.json"
-    words = ["--artifact", str(artifact), "--batches", "1,2", "--repeats", "3"]
-    seen: list[parts.Asked] = []
-
-    def part(asked: parts.Asked) -> dict[str, Any]:
-        seen.append(asked)
-        return {"samples": {"ours": {decode_name(1, 0): [[0.01], [0.03]]}}}
-
-    def other(asked: parts.Asked) -> dict[str, Any]:
-        return {"samples": {"eager": {decode_name(1, 0): [[0.04]]}}}
-
-    monkeypatch.setattr(run, "PARTS", {"ours": part, "eager": other})
-
-    def in_this_process(name: str, given: list[str]) -> int:
-        return run.main([*given, "--only", name], load_memory=load, results=results)
-
-    def load() -> Memory:
-        return Memory(Cuda(FakeCuda()))
-
-    monkeypatch.setattr(run, "_run_part", in_this_process)
-    assert run.main(words, load_memory=load, results=results) == 0
-    assert (seen[0].wanted.batches, seen[0].wanted.repeats) == ((1, 2), 3)
+    made = {"one_slot": taking(0.02), "eager": taking(0.04)}
+    assert run_parts(monkeypatch, results, for_cuda, **made) == 0
     found = json.loads(results.read_text())
     assert found["card"]["name"] == "Test H100"
     assert found["asked"]["recipe"] == "fp32"
     assert found["decode_tokens_per_s"] == {"batch_1": 50.0}
+    assert found["peers"]["eager"]["decode_tokens_per_s"] == {"batch_1": 25.0}
     assert found["ratio_to_best_peer"] == {"decode_batch_1": 2.0}
     assert found["failed"] == []
     assert json.loads(capsys.readouterr().out)["ratio_to_best_peer"] == {"decode_batch_1": 2.0}
 
 
-def test_our_side_answers_an_image_and_decodes_on_any_engine(artifact: Path) -> None:
-    engine = OnnxEngine(Artifact.open(artifact), num_threads=1)
-    ours = Ours(engine, vocab_size=engine.vocab_size)
-    times = ours.first_token(8, 588)
-    assert 0 < times["encode_s"] < times["first_token_s"]
-    assert len(ours.decode(TEXT_TOKENS, 3, batch=2)) == 3
-    assert ours.prefill(40) > 0
+def test_what_a_part_found_before_it_failed_stays(
+    for_cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.json"
+    assert run_parts(monkeypatch, results, for_cuda, one_slot=failing, batches=taking(0.02)) == 1
+    found = json.loads(results.read_text())
+    assert found["failed"] == ["one_slot"]
+    assert found["left_out"] == {"one_slot": {"all": "no room for 3"}}
+    assert found["prompt_tokens_per_s"] == {"tokens_512": 1024.0}
+    assert found["decode_tokens_per_s"] == {"batch_1": 50.0}
 
 
-def test_what_is_said_of_plans_is_written_down_or_that_there_are_none(artifact: Path) -> None:
-    asked = parts.Asked(artifact=artifact, wanted=FEW, prefill_chunk=16)
-    left_out = parts.ask_tensorrt(asked)["left_out"]
-    assert left_out["tensorrt"]["all"] == "the artifact has no target of TensorRT"
-    assert parts.describe(asked)["layers"] > 1
+@pytest.mark.parametrize("second", [failing, leaving_out])
+def test_a_run_does_not_take_rows_of_the_one_before_for_its_own(
+    for_cuda: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: parts.Part
+) -> None:
+    results = tmp_path / "results.json"
+    results.write_text('{"remark": "kept"}')
+    run_parts(monkeypatch, results, for_cuda, one_slot=taking(0.02), eager=taking(0.04))
+    run_parts(monkeypatch, results, for_cuda, one_slot=second)
+    found = json.loads(results.read_text())
+    assert found["decode_tokens_per_s"] == {}
+    assert found["ratio_to_best_peer"] == {}
+    assert found["peers"] == {}
+    assert found["remark"] == "kept"
 
 
-def test_the_peer_decodes_behind_a_cache_and_runs_a_prompt() -> None:
-    peer = Peer("eager", TINY, place="cpu")
-    seconds = peer.decode(10, 4, batch=2)
-    assert len(seconds) == 4
-    assert np.min(seconds) > 0
-    assert peer.prefill(12) > 0
+def test_a_part_on_its_own_forgets_what_it_found_before_and_no_other_part(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    file, card = Results(path), {"card": {"name": "A"}}
+    file.begin(card)
+    for part in ("one_slot", "eager"):
+        file.add(part, {"samples": {"prompt_512": [0.5]}, "left_out": {"x": "y"}})
+    file.finish(failed=[])
+    file.begin_part("one_slot", card)
+    found = json.loads(path.read_text())
+    assert set(found["samples"]) == set(found["left_out"]) == {"eager"}
+    assert "ratio_to_best_peer" not in found
+    file.begin_part("one_slot", {"card": {"name": "B"}})
+    assert json.loads(path.read_text()) == {"card": {"name": "B"}}
+
+
+def test_an_artifact_that_was_not_built_for_the_target_ends_in_one_line(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.json"
+    words = ["--artifact", str(artifact)]
+    assert run.main(words, load_memory=load, results=results) == 1
+    assert "not built for target 'cuda'" in capsys.readouterr().err
+    assert not results.exists()
+
+
+def test_the_default_artifact_is_written_wholly_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, limits = tmp_path / "artifact", []
+
+    def write(place: Path, *others: object, in_token_limit: int, **more: object) -> None:
+        place.mkdir()
+        limits.append(in_token_limit)
+        if len(limits) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "write_full_artifact", write)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_default(folder)
+    assert not folder.exists()
+    for _ in range(2):
+        run.write_default(folder)
+    assert limits == [128**2] * 2
+    assert list(tmp_path.iterdir()) == [folder]
+    monkeypatch.setattr(run, "DEFAULT_ARTIFACT", folder)  # without a manifest
+    assert run.main([], load_memory=load, results=tmp_path / "results.json") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,15 @@ def test_without_the_package_the_command_ends_in_one_line(
     assert placement.main([str(copy), *words[1:]]) == 1
     said = capsys.readouterr().err
     assert said == f"{tmp_path}: no onnxruntime-gpu; give its folder by --packages\n"
+
+
+def test_packages_are_looked_for_where_this_python_has_its_own(
+    for_cuda: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = {"purelib": str(tmp_path)}
+    monkeypatch.setattr(sysconfig, "get_path", own.__getitem__)
+    assert placement.main([str(for_cuda)]) == 1
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: no onnxruntime-gpu")
