@@ -186,7 +186,8 @@ class RunningBatch:
         try:
             rows = step()
         except Exception as error:  # noqa: BLE001  it is told to those requests
-            self._counters.failures.add(kind)
+            if not isinstance(error, NumericError):  # the text's own fault, as in a token's logits
+                self._counters.failures.add(kind)
             for job in jobs:
                 failure = named(error, EngineFailedError, "a step of the engine failed")
                 self._end(job, failure, is_lost=True)
