@@ -5,7 +5,6 @@ part in what is timed. Its cache is as long as a row needs; the id of the highes
 the device, as ours is.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,8 +32,6 @@ class Peer:
             place: torch's name of the device.
         """
         import torch
-
-        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # hidden: not needed
         from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
         fields = {name: value for name, value in sizes.items() if name not in _UNUSED}
