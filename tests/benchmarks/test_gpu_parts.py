@@ -28,6 +28,7 @@ from runtime.engine.onnx_engine import OnnxEngine
 from runtime.errors import CapacityError, KimiVLError
 from runtime.prompt.patches import ImageRule
 from tests.executing_trt import HostDevice
+from tests.oracles import torchvision_operators
 
 HOST = Provider(name="CPUExecutionProvider", device_type="cpu", can_record=True)
 FEW = Wanted(batches=(1, 3), depths=(0, 8), long_depths=(40,), prompts=(16,), repeats=2)
@@ -223,6 +224,7 @@ def test_the_released_sizes_are_compared_with_the_peer_but_not_without_some_laye
 
 
 def test_the_peer_decodes_behind_a_cache_and_runs_a_prompt() -> None:
+    torchvision_operators.declare()
     peer = Peer("eager", TINY, place="cpu")
     calls: list[int] = []
     peer.warm_up(lambda: calls.append(len(calls)))
@@ -251,6 +253,7 @@ def test_every_row_of_the_compiled_peer_is_compiled_for_its_own_sizes(
 
     monkeypatch.setattr(torch, "compile", compile_for_test)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    torchvision_operators.declare()
     peer = Peer("compiled", TINY, place="cpu")
     counts = []
     for depth in (0, 2, 4):
