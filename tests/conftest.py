@@ -5,12 +5,17 @@ it (`tests/runtime/ops`).
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tool import app
+
+# Shells start what runs in the background with SIGINT ignored, and programs that the tests start
+# and interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["KIMIVL_OPS"] = "off"
 
