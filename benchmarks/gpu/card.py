@@ -3,15 +3,13 @@
 import ctypes
 import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import python_version
 
 from runtime.cuda import Cuda
 from runtime.engine.trt.device import CudaDevice
 
 _DRIVER = Path("/proc/driver/nvidia/version")
-_PACKAGES = (
+PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
     "torch",
@@ -21,6 +19,7 @@ _PACKAGES = (
     "tensorrt",
     "numpy",
 )
+"""Whose versions decide the figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +82,3 @@ def describe_card(memory: Memory, driver: Path = _DRIVER) -> Card:
         memory_bytes=memory.total_bytes,
         driver=found[0] if found else "unknown",
     )
-
-
-def versions() -> dict[str, str]:
-    """Name Python and the packages that are there."""
-    found = {"python": python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from engines.measure.machine import describe_versions
 from export.recipe.reading import load_recipe
 from runtime.errors import KimiVLError
 
 from ..cpu.full_artifact import write_full_artifact
-from .card import Memory, describe_card, versions
+from .card import PACKAGES, Memory, describe_card
 from .parts import EVERY_ROW, LARGEST_IMAGE, PARTS, TARGET, Asked, describe
 from .results import VERSIONS, WANTED, Results
 from .rows import LEFT_OUT, SAMPLES, Found, Wanted, reason_of
@@ -74,7 +75,7 @@ def main(
 
 def run_part(name: str, asked: Asked, file: Results) -> int:
     """Run a part and keep what it finds as soon as it is found; 1 if it failed."""
-    file.add(name, {VERSIONS: versions(), WANTED: asdict(asked.wanted)})
+    file.add(name, {VERSIONS: describe_versions(PACKAGES), WANTED: asdict(asked.wanted)})
     status = 0
     try:
         for found in PARTS[name](asked):

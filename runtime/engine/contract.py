@@ -54,20 +54,41 @@ def check_graphs(
             f"ONNX Runtime's CPU engine runs {' and '.join(_CACHE_TYPES)} ones"
         )
     contracts = _contracts(artifact, target, config)
+    problems = session_problems(artifact, config, sessions, contracts, may_give_more=True)
+    if problems:
+        raise ArtifactError(
+            describe_problems(str(artifact.folder), problems)
+            + "; these are not the graphs of this model, compile it again into another folder"
+        )
+
+
+def session_problems(
+    artifact: Artifact,
+    config: KimiVLConfig,
+    sessions: Mapping[str, ort.InferenceSession],
+    contracts: Mapping[str, Contract],
+    *,
+    may_give_more: bool,
+) -> list[str]:
+    """List how loaded graphs, and the embedding, differ from what an engine makes of them.
+
+    Args:
+        artifact: opened.
+        config: of its checkpoint.
+        sessions: of the graphs, by name.
+        contracts: of some of these.
+        may_give_more: whether outputs may follow those of the contract, as taps do.
+    """
     problems: list[str] = []
     for name, contract in contracts.items():
         inputs, outputs = sessions[name].get_inputs(), sessions[name].get_outputs()
+        given = outputs[: len(contract.outputs)] if may_give_more else outputs
         problems += differences(f"{name} takes", inputs, contract.inputs)
-        given = outputs[: len(contract.outputs)]  # taps may follow
         problems += differences(f"{name} gives", given, contract.outputs)
     rows = (config.decoder.vocab_size, config.decoder.width)
     if artifact.manifest.embedding.shape != rows:
         problems.append(f"embedding is {artifact.manifest.embedding.shape}, expected {rows}")
-    if problems:
-        raise ArtifactError(
-            describe_problems(str(artifact.folder), sorted(problems))
-            + "; these are not the graphs of this model, compile it again into another folder"
-        )
+    return sorted(problems)
 
 
 def _contracts(

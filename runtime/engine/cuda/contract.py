@@ -9,7 +9,7 @@ from ...artifact.folder import Artifact
 from ...artifact.records import TargetRecord
 from ...config import KimiVLConfig
 from ...errors import ArtifactError, describe_problems
-from ..contract import FLOAT, INTEGER, Contract, Tensor, differences, vision_contract
+from ..contract import FLOAT, INTEGER, Contract, Tensor, session_problems, vision_contract
 
 _TYPES = {"float32": FLOAT, "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
 """Types of cache tensors, as ONNX Runtime calls them."""
@@ -41,17 +41,10 @@ def check_graphs(
         names.PROJECTOR: Contract(inputs=(merged,), outputs=(features,)),
         names.DECODER: _decoder_contract(artifact, target, config, base),
     }
-    problems: list[str] = []
-    for name, contract in contracts.items():
-        inputs, outputs = sessions[name].get_inputs(), sessions[name].get_outputs()
-        problems += differences(f"{name} takes", inputs, contract.inputs)
-        problems += differences(f"{name} gives", outputs, contract.outputs)
-    rows = (config.decoder.vocab_size, config.decoder.width)
-    if artifact.manifest.embedding.shape != rows:
-        problems.append(f"embedding is {artifact.manifest.embedding.shape}, expected {rows}")
+    problems = session_problems(artifact, config, sessions, contracts, may_give_more=False)
     if problems:
         raise ArtifactError(
-            describe_problems(str(artifact.folder), sorted(problems))
+            describe_problems(str(artifact.folder), problems)
             + "; these are not the graphs of this model, build the target again"
         )
 

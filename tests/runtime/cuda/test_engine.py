@@ -1,6 +1,5 @@
 """The CUDA engine on the CPU's kernels against target `cpu`: same ids, same images, same logits."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
 from runtime.engine.cuda.engine import CudaEngine
 from runtime.engine.onnx_engine import OnnxEngine
-from runtime.engine.protocol import Engine, FloatArray, NonFiniteRowsError
+from runtime.engine.protocol import FloatArray, NonFiniteRowsError
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
 from tests.executing_trt import HostDevice
+from tests.runtime.fed import feed, ids_of
 
 from .conftest import HOST
 
@@ -25,19 +25,6 @@ TOLERANCE = 2e-5
 """Of the largest logit: both compute in fp32, over caches of other lengths."""
 BYTES_OF_A_CHOICE = 8
 NONE = np.zeros(0, dtype=np.int64)
-
-
-def ids_of(length: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 700, length)
-
-
-def feed(
-    engine: Engine, slots: Sequence[int], texts: Sequence[np.ndarray], lengths: Sequence[int]
-) -> FloatArray:
-    """Append texts of one length to slots; logits of all their tokens."""
-    hidden = np.stack([engine.embed(ids) for ids in texts])
-    rows = np.arange(hidden.shape[0] * hidden.shape[1])
-    return engine.step(slots, hidden, np.array(lengths, dtype=np.int64), rows)
 
 
 def assert_close(found: FloatArray, expected: FloatArray) -> None:

@@ -4,7 +4,6 @@ Both compute what the graphs say in fp32; the double rounds at the borders of pl
 """
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,30 +19,18 @@ from runtime import Session
 from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
 from runtime.engine.onnx_engine import OnnxEngine
-from runtime.engine.protocol import Engine, FloatArray
+from runtime.engine.protocol import FloatArray
 from runtime.engine.trt.engine import TensorRTEngine
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
 from tests.executing_trt import HostDevice
+from tests.runtime.fed import feed, ids_of
 
 from .conftest import SIZES, TARGET, make_engine
 
 TOLERANCE = 2e-3
 """Of the largest value: hidden states and cache are rounded to fp16 between plans."""
 NONE = np.zeros(0, dtype=np.int64)
-
-
-def ids_of(length: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 700, length)
-
-
-def feed(
-    engine: Engine, slots: Sequence[int], texts: Sequence[np.ndarray], lengths: Sequence[int]
-) -> FloatArray:
-    """Append texts of one length to slots; logits of all their tokens."""
-    hidden = np.stack([engine.embed(ids) for ids in texts])
-    rows = np.arange(hidden.shape[0] * hidden.shape[1])
-    return engine.step(slots, hidden, np.array(lengths, dtype=np.int64), rows)
 
 
 def assert_close(found: FloatArray, expected: FloatArray) -> None:
