@@ -6,7 +6,7 @@ from types import ModuleType
 from ...artifact.records import PlansRecord
 from ...errors import UnsupportedError, describe_problems
 from ...plugins.classes import register_plugins
-from .device import Device
+from ..gpu.device import Device
 
 _EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "trt"}
 _NAMES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}

@@ -11,9 +11,9 @@ from export.checkpoint.reader import Checkpoint
 from export.recipe.reading import load_recipe
 from export.stage import ExportOptions, export_checkpoint
 from runtime.artifact.folder import Artifact
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.cuda.engine import CudaEngine
 from runtime.engine.cuda.provider import Provider
-from runtime.engine.onnx_engine import OnnxEngine
 from tests.executing_trt import HostDevice
 
 SIZES = BuildOptions(max_tokens=1200, max_slots=4, prefill_chunk=16)
@@ -44,6 +44,6 @@ def engine(built: Path, device: HostDevice) -> CudaEngine:
 
 
 @pytest.fixture(scope="module")
-def truth(built: Path) -> OnnxEngine:
+def truth(built: Path) -> CpuEngine:
     """The same model as target `cpu`."""
-    return OnnxEngine(Artifact.open(built), num_threads=1)
+    return CpuEngine(Artifact.open(built), num_threads=1)

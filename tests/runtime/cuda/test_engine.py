@@ -11,8 +11,8 @@ from examples.nano.score import HERE
 from runtime import GenerationLimits, Sampling, Session
 from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.cuda.engine import CudaEngine
-from runtime.engine.onnx_engine import OnnxEngine
 from runtime.engine.protocol import FloatArray, NonFiniteRowsError
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
@@ -33,14 +33,14 @@ def assert_close(found: FloatArray, expected: FloatArray) -> None:
 
 
 def test_a_prompt_longer_than_a_step_gives_the_logits_of_the_cpu(
-    engine: CudaEngine, truth: OnnxEngine
+    engine: CudaEngine, truth: CpuEngine
 ) -> None:
     ids = ids_of(39, seed=1)  # two whole chunks of 16 and a rest of 7
     assert_close(feed(engine, [0], [ids], [0]), feed(truth, [0], [ids], [0]))
 
 
 def test_slots_that_are_no_neighbours_run_with_lengths_of_their_own(
-    engine: CudaEngine, truth: OnnxEngine
+    engine: CudaEngine, truth: CpuEngine
 ) -> None:
     slots, lengths = [3, 0, 1], [9, 2, 17]
     texts = [ids_of(length, seed=slot) for slot, length in zip(slots, lengths, strict=True)]
@@ -53,7 +53,7 @@ def test_slots_that_are_no_neighbours_run_with_lengths_of_their_own(
 
 
 def test_a_slot_that_grows_moves_the_others_and_changes_none(
-    engine: CudaEngine, truth: OnnxEngine
+    engine: CudaEngine, truth: CpuEngine
 ) -> None:
     short, long = ids_of(20, seed=60), ids_of(700, seed=61)
     for one in (engine, truth):
@@ -70,7 +70,7 @@ def test_a_slot_that_grows_moves_the_others_and_changes_none(
     assert_close(feed(engine, slots, more, lengths), feed(truth, slots, more, lengths))
 
 
-def test_only_wanted_logits_are_read(engine: CudaEngine, truth: OnnxEngine) -> None:
+def test_only_wanted_logits_are_read(engine: CudaEngine, truth: CpuEngine) -> None:
     texts = [ids_of(21, seed=30), ids_of(21, seed=31)]
     rows = np.array([41, 3, 20, 21])  # of both slots and both chunks, in no order
     start = np.zeros(2, dtype=np.int64)
@@ -102,7 +102,7 @@ def test_greedy_decoding_reads_eight_bytes_for_a_token(
     assert device.bytes_read - before == 3 * BYTES_OF_A_CHOICE
 
 
-def test_a_prefix_is_copied_between_slots(engine: CudaEngine, truth: OnnxEngine) -> None:
+def test_a_prefix_is_copied_between_slots(engine: CudaEngine, truth: CpuEngine) -> None:
     ids, last = ids_of(12, seed=40), ids_of(1, seed=41)
     feed(engine, [2], [ids], [0])
     engine.copy_prefix(2, 0, 12)
@@ -111,7 +111,7 @@ def test_a_prefix_is_copied_between_slots(engine: CudaEngine, truth: OnnxEngine)
 
 
 def test_images_of_any_grid_give_the_features_of_the_cpu(
-    engine: CudaEngine, truth: OnnxEngine
+    engine: CudaEngine, truth: CpuEngine
 ) -> None:
     config = KimiVLConfig.load(HERE / "checkpoint" / "config.json")
     encoder = PromptEncoder.load(HERE / "checkpoint", config)
@@ -164,7 +164,7 @@ def test_a_text_over_the_capacity_is_refused(engine: CudaEngine) -> None:
 
 
 def test_a_slot_that_ended_in_nan_is_clean_for_the_next_text(
-    engine: CudaEngine, truth: OnnxEngine
+    engine: CudaEngine, truth: CpuEngine
 ) -> None:
     bad = np.full((1, 5, 128), np.nan, dtype=np.float32)
     for step in (engine.step, engine.step_greedy):
@@ -175,7 +175,7 @@ def test_a_slot_that_ended_in_nan_is_clean_for_the_next_text(
 
 
 def test_what_a_slot_that_ended_in_nan_has_left_ends_no_other_text(
-    built: Path, truth: OnnxEngine
+    built: Path, truth: CpuEngine
 ) -> None:
     engine = CudaEngine(Artifact.open(built), provider=HOST, device=HostDevice())
     hidden = engine.embed(ids_of(300, seed=70))[None]
@@ -190,7 +190,7 @@ def test_what_a_slot_that_ended_in_nan_has_left_ends_no_other_text(
 
 
 def test_a_prompt_that_goes_wrong_in_the_middle_ends_there_and_leaves_nothing(
-    engine: CudaEngine, truth: OnnxEngine
+    engine: CudaEngine, truth: CpuEngine
 ) -> None:
     hidden = engine.embed(ids_of(40, seed=80))[None]
     hidden[0, 10] = np.nan

@@ -8,10 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from runtime.artifact.folder import Artifact
-from runtime.cuda import CudaError
 from runtime.engine.cuda.decoder import _Sizes
 from runtime.engine.cuda.engine import CudaEngine
-from runtime.engine.cuda.memory import Memory
 from runtime.errors import CapacityError
 from runtime.prompt.patches import PatchedImage
 from tests.executing_trt import HostDevice
@@ -63,7 +61,7 @@ def test_too_little_memory_for_an_image_is_told(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = CudaEngine(Artifact.open(built), provider=HOST, device=HostDevice())
-    values = engine._vision_config.patch_values
+    values = engine._config.vision.patch_values
     image = PatchedImage(patches=np.zeros((4, 6, values), dtype=np.float32))
     assert engine.encode(image).shape[0] == 6
     monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", fail)
@@ -93,14 +91,3 @@ def test_so_has_one_that_nobody_holds_any_more_or_that_could_not_be_opened(built
     gc.collect()
     assert small.memory_bytes < 0
     assert not small.blocks
-
-
-def test_a_lost_device_does_not_keep_an_engine_from_ending() -> None:
-    class Lost(HostDevice):
-        def free(self, address: int) -> None:
-            raise CudaError("cuMemFree_v2", 719, "unspecified launch failure")
-
-    memory = Memory(Lost())
-    memory.allocate(8)
-    memory.free()
-    assert memory._addresses == []

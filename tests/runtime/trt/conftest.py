@@ -13,7 +13,7 @@ from export.checkpoint.reader import Checkpoint
 from export.recipe.reading import load_recipe
 from export.stage import ExportOptions, export_checkpoint
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.trt.engine import TensorRTEngine
 from tests.executing_trt import HostDevice, executing_package
 
@@ -59,6 +59,6 @@ def engine(built: Path, device: HostDevice) -> TensorRTEngine:
 
 
 @pytest.fixture(scope="module")
-def truth(built: Path) -> OnnxEngine:
+def truth(built: Path) -> CpuEngine:
     """The same model on the CPU."""
-    return OnnxEngine(Artifact.open(built), num_threads=1)
+    return CpuEngine(Artifact.open(built), num_threads=1)

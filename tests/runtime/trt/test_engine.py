@@ -3,6 +3,7 @@
 Both compute what the graphs say in fp32; the double rounds at the borders of plans to fp16.
 """
 
+import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from examples.nano.score import HERE
 from runtime import Session
 from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
-from runtime.engine.onnx_engine import OnnxEngine
-from runtime.engine.protocol import FloatArray
+from runtime.engine.cpu.engine import CpuEngine
+from runtime.engine.protocol import FloatArray, NonFiniteRowsError
 from runtime.engine.trt.engine import TensorRTEngine
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
@@ -39,14 +40,14 @@ def assert_close(found: FloatArray, expected: FloatArray) -> None:
 
 
 def test_a_prompt_longer_than_a_step_gives_the_logits_of_the_cpu(
-    engine: TensorRTEngine, truth: OnnxEngine
+    engine: TensorRTEngine, truth: CpuEngine
 ) -> None:
     ids = ids_of(39, seed=1)  # two whole chunks of 16 and a rest of 7
     assert_close(feed(engine, [0], [ids], [0]), feed(truth, [0], [ids], [0]))
 
 
 def test_decoding_is_recorded_once_and_replayed(
-    engine: TensorRTEngine, truth: OnnxEngine, device: HostDevice
+    engine: TensorRTEngine, truth: CpuEngine, device: HostDevice
 ) -> None:
     ids = ids_of(20, seed=2)
     for one in (engine, truth):
@@ -61,7 +62,7 @@ def test_decoding_is_recorded_once_and_replayed(
 
 
 def test_slots_that_are_no_neighbours_run_with_lengths_of_their_own(
-    engine: TensorRTEngine, truth: OnnxEngine
+    engine: TensorRTEngine, truth: CpuEngine
 ) -> None:
     slots, lengths = [3, 0, 1], [9, 2, 17]
     texts = [ids_of(length, seed=slot) for slot, length in zip(slots, lengths, strict=True)]
@@ -73,7 +74,7 @@ def test_slots_that_are_no_neighbours_run_with_lengths_of_their_own(
         assert_close(feed(engine, slots, more, lengths), feed(truth, slots, more, lengths))
 
 
-def test_only_wanted_logits_are_read(engine: TensorRTEngine, truth: OnnxEngine) -> None:
+def test_only_wanted_logits_are_read(engine: TensorRTEngine, truth: CpuEngine) -> None:
     texts = [ids_of(21, seed=30), ids_of(21, seed=31)]
     rows = np.array([41, 3, 20, 21])  # of both slots and both chunks, in no order
     start = np.zeros(2, dtype=np.int64)
@@ -85,7 +86,7 @@ def test_only_wanted_logits_are_read(engine: TensorRTEngine, truth: OnnxEngine) 
     assert engine.step([1], engine.embed(texts[0])[None], start[:1], NONE).shape == (0, 768)
 
 
-def test_a_prefix_is_copied_between_slots(engine: TensorRTEngine, truth: OnnxEngine) -> None:
+def test_a_prefix_is_copied_between_slots(engine: TensorRTEngine, truth: CpuEngine) -> None:
     ids, last = ids_of(12, seed=40), ids_of(1, seed=41)
     feed(engine, [2], [ids], [0])
     engine.copy_prefix(2, 0, 12)
@@ -94,7 +95,7 @@ def test_a_prefix_is_copied_between_slots(engine: TensorRTEngine, truth: OnnxEng
 
 
 def test_images_of_any_grid_give_the_features_of_the_cpu(
-    engine: TensorRTEngine, truth: OnnxEngine
+    engine: TensorRTEngine, truth: CpuEngine
 ) -> None:
     config = KimiVLConfig.load(HERE / "checkpoint" / "config.json")
     encoder = PromptEncoder.load(HERE / "checkpoint", config)
@@ -124,13 +125,25 @@ def test_a_text_over_the_capacity_is_refused(engine: TensorRTEngine) -> None:
 
 
 def test_a_slot_that_ended_in_nan_is_clean_for_the_next_text(
-    built: Path, engine: TensorRTEngine, truth: OnnxEngine
+    built: Path, engine: TensorRTEngine, truth: CpuEngine
 ) -> None:
     bad = np.full((1, 5, 128), np.nan, dtype=np.float32)
     with pytest.raises(NumericError):
         engine.step([3], bad, np.zeros(1, np.int64), np.array([4]))
     ids = ids_of(2, seed=50)
     assert_close(feed(engine, [3], [ids], [0]), feed(truth, [3], [ids], [0]))
+
+
+def test_a_prompt_that_goes_wrong_in_the_middle_ends_there_and_leaves_nothing(
+    engine: TensorRTEngine, truth: CpuEngine
+) -> None:
+    hidden = engine.embed(ids_of(40, seed=80))[None]
+    hidden[0, 10] = np.nan
+    with pytest.raises(NumericError) as caught:
+        engine.step([2], hidden, np.zeros(1, np.int64), NONE)
+    assert not isinstance(caught.value, NonFiniteRowsError)  # there is no row to end
+    ids = ids_of(2, seed=81)
+    assert_close(feed(engine, [2], [ids], [0]), feed(truth, [2], [ids], [0]))
 
 
 def test_weights_of_the_layers_that_share_a_plan_lie_on_the_device_once(
@@ -145,13 +158,39 @@ def test_weights_of_the_layers_that_share_a_plan_lie_on_the_device_once(
     assert sum(weight.length for weight in bound) < sum(sizes)
 
 
+def test_a_closed_engine_has_given_all_memory_and_recordings_back(built: Path) -> None:
+    device = HostDevice()
+    engine = make_engine(built, device)
+    for length in range(3):  # run, run to record, replayed
+        feed(engine, [0], [ids_of(1, seed=length)], [length])
+    assert any(device.recordings)
+    engine.close()
+    engine.close()
+    assert not device.blocks
+    assert not any(device.recordings)
+
+
+def test_so_has_one_that_nobody_holds_any_more_or_that_could_not_be_opened(built: Path) -> None:
+    device = HostDevice()
+    engine = make_engine(built, device)
+    assert device.blocks
+    del engine
+    gc.collect()
+    assert not device.blocks
+    small = HostDevice(memory_bytes=1 << 20)
+    with pytest.raises(CapacityError):
+        make_engine(built, small)
+    gc.collect()
+    assert not small.blocks
+
+
 def test_too_little_memory_is_told_before_anything_runs(built: Path) -> None:
     with pytest.raises(CapacityError, match="bytes more are needed"):
         make_engine(built, HostDevice(memory_bytes=1 << 20))
 
 
 def test_layers_that_one_plan_runs_give_what_each_alone_gives(
-    built: Path, truth: OnnxEngine, tmp_path: Path
+    built: Path, truth: CpuEngine, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(built, tmp_path / "artifact")
     build_target(folder, TARGET, replace(SIZES, plans=PlanOptions(layers_per_engine=2)))
@@ -180,7 +219,7 @@ def odd(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_recordings_of_two_windows_and_of_other_slots_do_not_disturb_each_other(odd: Path) -> None:
     artifact, device = Artifact.open(odd), HostDevice()
     assert artifact.target(TARGET).limits.max_tokens == 528  # slots begin at multiples of 256 bytes
-    engine, truth = make_engine(odd, device), OnnxEngine(artifact, num_threads=1)
+    engine, truth = make_engine(odd, device), CpuEngine(artifact, num_threads=1)
     texts = {0: ids_of(251, seed=70), 1: ids_of(300, seed=71), 2: ids_of(40, seed=72)}
     for slot, ids in texts.items():
         for one in (engine, truth):
@@ -201,7 +240,7 @@ def test_recordings_of_two_windows_and_of_other_slots_do_not_disturb_each_other(
 def test_what_cannot_be_recorded_runs_all_the_same(odd: Path) -> None:
     device = HostDevice()
     device.can_record = False
-    engine, truth = make_engine(odd, device), OnnxEngine(Artifact.open(odd), num_threads=1)
+    engine, truth = make_engine(odd, device), CpuEngine(Artifact.open(odd), num_threads=1)
     for length in range(4):
         last = ids_of(1, seed=90 + length)
         assert_close(feed(engine, [2], [last], [length]), feed(truth, [2], [last], [length]))
