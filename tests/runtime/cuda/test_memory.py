@@ -1,6 +1,5 @@
 """Memory of the device: the largest steps come first, and nothing stays behind an engine."""
 
-import gc
 from pathlib import Path
 
 import numpy as np
@@ -67,27 +66,3 @@ def test_too_little_memory_for_an_image_is_told(
     monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", fail)
     with pytest.raises(CapacityError, match=r"an image in the vision encoder: .*too small"):
         engine.encode(image)
-
-
-def test_a_closed_engine_has_given_all_memory_back(built: Path) -> None:
-    device = HostDevice()
-    engine = CudaEngine(Artifact.open(built), provider=HOST, device=device)
-    assert len(device.blocks) > 6
-    engine.close()
-    engine.close()
-    assert not device.blocks
-
-
-def test_so_has_one_that_nobody_holds_any_more_or_that_could_not_be_opened(built: Path) -> None:
-    device = HostDevice()
-    engine = CudaEngine(Artifact.open(built), provider=HOST, device=device)
-    del engine
-    gc.collect()
-    assert not device.blocks
-    small = HostDevice(memory_bytes=1200 * 4 * 40 * 4)
-    with pytest.raises(CapacityError) as caught:
-        CudaEngine(Artifact.open(built), provider=HOST, device=small)
-    del caught
-    gc.collect()
-    assert small.memory_bytes < 0
-    assert not small.blocks

@@ -13,8 +13,7 @@ from runtime.engine.trt.engine import TensorRTEngine
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import Prompt
 from tests.executing_trt import HostDevice
-
-from .conftest import SIZES
+from tests.runtime.conftest import PLANS_SIZES
 
 START = np.zeros(1, dtype=np.int64)
 BYTES_OF_A_CHOICE = 8
@@ -61,7 +60,7 @@ def test_one_recording_serves_both_kinds_of_steps(
 
 def bytes_of_looks(prompt: Prompt) -> int:
     """What is read of a prompt's chunks but the last, to see whether they went wrong."""
-    return BYTES_OF_A_CHOICE * ((prompt.ids.size - 1) // SIZES.prefill_chunk)
+    return BYTES_OF_A_CHOICE * ((prompt.ids.size - 1) // PLANS_SIZES.prefill_chunk)
 
 
 def test_greedy_decoding_reads_eight_bytes_for_a_token(
