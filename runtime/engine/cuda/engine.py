@@ -73,16 +73,18 @@ class CudaEngine(GpuEngine):
             self._decoder.reserve()
 
     def _features(self, inputs: Mapping[str, FloatArray], num_tokens: int) -> FloatArray:
-        first = self._vision.io_binding()
-        for name, values in inputs.items():
-            first.bind_cpu_input(name, np.ascontiguousarray(values))
-        kind = self._provider.device_type
-        merged = _output(self._vision, first, names.MERGED, kind, where="vision encoder")
-        second = self._projector.io_binding()
-        second.bind_ortvalue_input(names.MERGED, merged)
-        value = _output(self._projector, second, names.FEATURES, "cpu", where="projector")
-        features: FloatArray = value.numpy()
-        return features
+        # A step that another thread records fails where anyone takes memory meanwhile.
+        with self._device.active():
+            first = self._vision.io_binding()
+            for name, values in inputs.items():
+                first.bind_cpu_input(name, np.ascontiguousarray(values))
+            kind = self._provider.device_type
+            merged = _output(self._vision, first, names.MERGED, kind, where="vision encoder")
+            second = self._projector.io_binding()
+            second.bind_ortvalue_input(names.MERGED, merged)
+            value = _output(self._projector, second, names.FEATURES, "cpu", where="projector")
+            features: FloatArray = value.numpy()
+            return features
 
     def _unload(self) -> None:
         del self._vision, self._projector

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from calibration.data.examples import load_examples
@@ -16,6 +17,7 @@ from runtime.engine.cuda.engine import CudaEngine
 from runtime.engine.protocol import FloatArray, NonFiniteRowsError
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
+from runtime.prompt.patches import PatchedImage
 from tests.executing_trt import HostDevice
 from tests.runtime.fed import feed, ids_of
 
@@ -121,6 +123,33 @@ def test_images_of_any_grid_give_the_features_of_the_cpu(
             seen.add(image.grid)
             assert_close(engine.encode(image), truth.encode(image))
     assert len(seen) > 1
+
+
+class Watched:
+    """A session that tells whether the device was held when it ran."""
+
+    def __init__(self, session: ort.InferenceSession, device: HostDevice) -> None:
+        self._session, self._device = session, device
+        self.was_held: list[bool] = []
+
+    def run_with_iobinding(self, binding: ort.IOBinding) -> None:
+        self.was_held.append(self._device.is_active)
+        self._session.run_with_iobinding(binding)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+
+def test_nobody_else_has_the_device_while_an_image_is_encoded(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = HostDevice()
+    engine = CudaEngine(Artifact.open(built), provider=HOST, device=device)
+    vision, projector = (Watched(one, device) for one in (engine._vision, engine._projector))
+    monkeypatch.setattr(engine, "_vision", vision)
+    monkeypatch.setattr(engine, "_projector", projector)
+    engine.encode(PatchedImage(patches=np.zeros((4, 4, 588), dtype=np.float32)))
+    assert (vision.was_held, projector.was_held, device.is_active) == ([True], [True], False)
 
 
 def test_answers_are_those_of_the_cpu(built: Path, engine: CudaEngine) -> None:
