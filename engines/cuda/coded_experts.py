@@ -1,11 +1,12 @@
 """Experts with integer codes as one `QMoE`, which reads the chosen ones' codes and nothing else.
 
-The router stays as it is, in fp32. Its scores go into a row of zeros, one place for each expert,
-which the operator takes twice: as what it chooses the K largest of, and as what it weighs them by.
-So the bias decides the choice and nothing else, and no softmax comes in between.
+The router stays as it is, in fp32. The operator gets logarithms of its scores, see
+`softmax_mixture`: its CUDA kernel weighs by a softmax of `router_probs` and never reads the input
+`router_weights`, which the schema has and the kernel of the CPU heeds.
 
-Source: the operator's schema and its CUDA kernel in onnxruntime-gpu 1.31.1, which takes fp16 and
-bf16 only, scales of the same type, gate and up interleaved by rows, and widths in multiples of 64.
+Source: the operator's schema and its CUDA kernel in onnxruntime-gpu 1.31.1 (`moe_quantization.cc`),
+which takes fp16 and bf16 only, scales of the same type, gate and up interleaved by rows, and widths
+in multiples of 64.
 """
 
 from collections.abc import Iterator
@@ -21,13 +22,12 @@ from ..cpu.blocks import BlockCodes, BlockScales, register
 from ..cpu.bodies import MICROSOFT
 from ..cpu.expert_codes import ExpertCodes, SwiGLU, common_block
 from ..cpu.replaced_rounding import before_rounding
+from ..cpu.softmax_mixture import router_logits, scaled_by_sum
 from ..graph_edits import neutral_nodes, static_size
 from ..lowering import Lowered
 from .expert_sizes import takes_sizes
 
 _TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_MIXTURE_INPUT = 14
-"""`router_weights` among the operator's inputs."""
 
 
 class CodedExperts:
@@ -37,7 +37,7 @@ class CodedExperts:
     sizes the kernel does not take, stay as they are.
     """
 
-    name = "coded-experts"
+    name = "coded-experts-by-softmax"
 
     def requires(self, model: ir.Model) -> str | None:
         """The two halves come in pairs."""
@@ -109,9 +109,14 @@ def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScal
     weights = codes.weights()
     up_codes, up_scales, down_codes, down_scales = register(graph, weights)
     tape = ir.tape.Tape()
-    by_expert = _by_expert(tape, experts)
-    inputs = [experts.hidden, by_expert, up_codes, up_scales, None, down_codes, down_scales]
-    inputs += [None] * (_MIXTURE_INPUT - len(inputs)) + [by_expert]
+    logits = router_logits(
+        tape,
+        experts.chosen,
+        experts.scores,
+        num_experts=experts.matrices.gate.shape[0],
+        dtype=experts.hidden.dtype,
+    )
+    inputs = [experts.hidden, logits, up_codes, up_scales, None, down_codes, down_scales]
     attributes: dict[str, int | float | str] = {
         "k": static_size(experts.chosen, 1),
         "quant_type": "int",
@@ -121,27 +126,13 @@ def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScal
         "swiglu_fusion": 1,
         "activation_alpha": 1.0,
         "activation_beta": 0.0,
-        "normalize_routing_weights": 0,
+        "normalize_routing_weights": 1,
         "weights_prepacked": 0,
     }
     old = experts.down_node.outputs[0]
     mixed = tape.op("QMoE", inputs, attributes, domain=MICROSOFT)
-    mixed.name, mixed.type, mixed.shape = old.name, old.type, old.shape
+    scaled = scaled_by_sum(tape, mixed, experts.scores, dtype=experts.hidden.dtype)
+    scaled.name, scaled.type, scaled.shape = old.name, old.type, old.shape
     graph.insert_before(experts.down_node, tape.nodes)
-    ir.convenience.replace_all_uses_with(old, mixed)
+    ir.convenience.replace_all_uses_with(old, scaled)
     return weights
-
-
-def _by_expert(tape: ir.tape.Tape, experts: _Experts) -> ir.Value:
-    """Scores at the chosen experts, zeros elsewhere: (N, E), of the type of the hidden states."""
-    num_experts = experts.matrices.gate.shape[0]
-    rows = tape.op("Shape", [experts.chosen], {"start": 0, "end": 1})
-    columns = tape.op("Constant", [], {"value_ints": [num_experts]})
-    shape = tape.op("Concat", [rows, columns], {"axis": 0})
-    zero = tape.op("Constant", [], {"value_float": 0.0})
-    zeros = tape.op("Expand", [zero, shape])
-    wide = tape.op("ScatterElements", [zeros, experts.chosen, experts.scores], {"axis": 1})
-    dtype = given(experts.hidden.dtype)
-    narrow = tape.op("Cast", [wide], {"to": dtype.value})
-    narrow.type = ir.TensorType(dtype)
-    return narrow

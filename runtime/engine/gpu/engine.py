@@ -76,7 +76,9 @@ class GpuEngine(ABC):
     def encode(self, image: PatchedImage) -> FloatArray:
         """Turn one image into its rows of the prompt, (M, C)."""
         check_grid(image.grid, self._limits)
-        features = self._features(vision_inputs(image, self._config.vision), image.num_tokens)
+        inputs = vision_inputs(image, self._config.vision)
+        with self._device.active():  # what another thread records fails where memory is taken
+            features = self._features(inputs, image.num_tokens)
         check_finite(features, "the vision encoder")
         return features
 

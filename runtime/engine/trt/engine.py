@@ -76,9 +76,8 @@ class TensorRTEngine(GpuEngine):
         self._cache = cache
 
     def _features(self, inputs: Mapping[str, FloatArray], num_tokens: int) -> FloatArray:
-        with self._device.active():
-            (merged,) = self._vision.run(inputs, [num_tokens])
-            (features,) = self._projector.run({names.MERGED: merged}, [num_tokens])
+        (merged,) = self._vision.run(inputs, [num_tokens])
+        (features,) = self._projector.run({names.MERGED: merged}, [num_tokens])
         return features
 
     def _unload(self) -> None:

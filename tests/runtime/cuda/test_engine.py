@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from calibration.data.examples import load_examples
@@ -12,6 +13,7 @@ from runtime.artifact.folder import Artifact
 from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.cuda.engine import CudaEngine
 from runtime.errors import NumericError
+from runtime.prompt.patches import PatchedImage
 from tests.executing_trt import HostDevice
 from tests.runtime.fed import CUDA_TOLERANCE, check_close, feed, ids_of
 
@@ -59,6 +61,33 @@ def test_greedy_decoding_reads_eight_bytes_for_a_token(
     before = device.bytes_read
     engine.step_greedy([0, 1, 2], hidden, np.array([0, 0, 0]), np.arange(3))
     assert device.bytes_read - before == 3 * BYTES_OF_A_CHOICE
+
+
+class Watched:
+    """A session that tells whether the device was held when it ran."""
+
+    def __init__(self, session: ort.InferenceSession, device: HostDevice) -> None:
+        self._session, self._device = session, device
+        self.was_held: list[bool] = []
+
+    def run_with_iobinding(self, binding: ort.IOBinding) -> None:
+        self.was_held.append(self._device.is_active)
+        self._session.run_with_iobinding(binding)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+
+def test_nobody_else_has_the_device_while_an_image_is_encoded(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = HostDevice()
+    engine = CudaEngine(Artifact.open(built), provider=HOST, device=device)
+    vision, projector = (Watched(one, device) for one in (engine._vision, engine._projector))
+    monkeypatch.setattr(engine, "_vision", vision)
+    monkeypatch.setattr(engine, "_projector", projector)
+    engine.encode(PatchedImage(patches=np.zeros((4, 4, 588), dtype=np.float32)))
+    assert (vision.was_held, projector.was_held, device.is_active) == ([True], [True], False)
 
 
 def test_many_requests_at_once_are_answered_as_on_the_cpu_and_use_prefixes_again(
