@@ -19,7 +19,7 @@ from export.stage import ExportOptions, export_checkpoint
 from export.synthetic.folder import write_synthetic
 from runtime.artifact.folder import Artifact
 from runtime.config import DecoderConfig
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.protocol import FloatArray
 
 from .pairs import Pair, time_pair
@@ -58,7 +58,7 @@ def time_case(case: Case, workplace: Path) -> Iterator[Pair]:
     export_checkpoint(checkpoint, folder, options)
     capacity = case.context + case.chunk
     build_target(folder, "cpu", BuildOptions(max_tokens=capacity))
-    engine = OnnxEngine(Artifact.open(folder))
+    engine = CpuEngine(Artifact.open(folder))
     peer = EagerDecoder(checkpoint, case.layers, capacity)
     width = checkpoint.config.decoder.width
     for name, tokens in (("one token", 1), (f"{case.chunk} tokens", case.chunk)):
@@ -102,7 +102,7 @@ class EagerDecoder:
         return logits
 
 
-def _step(engine: OnnxEngine, hidden: FloatArray, length: int) -> FloatArray:
+def _step(engine: CpuEngine, hidden: FloatArray, length: int) -> FloatArray:
     rows = np.array([hidden.shape[1] - 1])
     return engine.step([0], hidden, np.array([length]), rows)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from runtime.engine.weights_place import WeightsPlace
+    from runtime.engine.cpu.weights_place import WeightsPlace
     from runtime.generation.request import Request, Result
     from runtime.generation.sampling import Choice
     from runtime.prompt.encoder import Prompt

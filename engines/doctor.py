@@ -15,6 +15,7 @@ from typing import Literal
 
 from runtime.cores import Cores
 from runtime.errors import UnsupportedError
+from runtime.extras import install_advice
 from runtime.ops.library import find_library, instruction_set
 
 Level = Literal["ok", "warn", "fail"]
@@ -182,7 +183,7 @@ def check_cuda_provider(version: str | None, other: str | None) -> Finding:
     """
     name = "onnxruntime-gpu"
     if version is None:
-        advice = "to run target cuda: pip install 'kimivl[cuda]'"
+        advice = f"to run target cuda: {install_advice('cuda')}"
         return Finding(name=name, value="not installed", advice=advice)
     if other is not None:
         value = f"{version}, and onnxruntime {other} in the same folder"

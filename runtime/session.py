@@ -12,9 +12,9 @@ from typing import Any
 from .artifact.folder import Artifact
 from .config import KimiVLConfig
 from .cores import thread_count
+from .engine.cpu.weights_place import WeightsPlace
 from .engine.opening import open_engine
 from .engine.protocol import Engine, FloatArray
-from .engine.weights_place import WeightsPlace
 from .errors import CapacityError, InputError
 from .generation.batch import Answer, generate_batch
 from .generation.channels import Piece

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from engines.cpu.traffic import Traffic
 from engines.measure.bandwidth import measure_bandwidth
-from runtime.engine.weights_place import available_bytes
+from runtime.engine.cpu.weights_place import available_bytes
 from runtime.errors import CapacityError
 
 from ..record import conditions

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from engines.measure.disturbance import DisturbanceWatch
 from engines.measure.memory import MemoryWatch, resident
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.names import CACHE, CACHE_KEYS, CACHE_SCALES
 
 from ..record import conditions
@@ -81,7 +81,7 @@ class LongContext:
     def __init__(self, folder: Path, threads: int) -> None:
         """Open it, weights packed."""
         artifact = with_capacity(Artifact.open(folder), MAX_TOKENS)
-        self._engine = OnnxEngine(artifact, num_threads=threads, weights="packed")
+        self._engine = CpuEngine(artifact, num_threads=threads, weights="packed")
         self._random = np.random.default_rng(3)
 
     def measure_prefill(self, num_tokens: int) -> dict[str, Any]:

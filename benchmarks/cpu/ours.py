@@ -5,8 +5,8 @@ from pathlib import Path
 from engines.cpu.traffic import Traffic
 from engines.measure.filled import FilledSlots
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
-from runtime.engine.weights_place import WeightsPlace
+from runtime.engine.cpu.engine import CpuEngine
+from runtime.engine.cpu.weights_place import WeightsPlace
 
 
 class Ours:
@@ -15,7 +15,7 @@ class Ours:
     def __init__(self, folder: Path, *, threads: int = 2, weights: WeightsPlace = "packed") -> None:
         """Open it."""
         self._artifact = Artifact.open(folder)
-        engine = OnnxEngine(self._artifact, num_threads=threads, weights=weights)
+        engine = CpuEngine(self._artifact, num_threads=threads, weights=weights)
         self._slots = FilledSlots(engine, vocab_size=engine.vocab_size)
 
     def decode(self, depth: int, tokens: int) -> list[float]:

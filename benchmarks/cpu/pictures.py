@@ -114,11 +114,11 @@ def _in_own_process(folder: Path, size: ImageSize, threads: int) -> Mapping[str,
 def encode(folder: Path, size: ImageSize, threads: int) -> Mapping[str, Any]:
     """Open an engine and encode a random picture while memory is watched."""
     from runtime.artifact.folder import Artifact
-    from runtime.engine.onnx_engine import OnnxEngine
+    from runtime.engine.cpu.engine import CpuEngine
     from runtime.prompt.patches import ImageRule
 
     artifact = Artifact.open(folder)
-    engine = OnnxEngine(artifact, num_threads=threads, weights="packed")
+    engine = CpuEngine(artifact, num_threads=threads, weights="packed")
     start = perf_counter()
     image = ImageRule.load(artifact.model_folder).patchify(random_image(size))
     patch_s = perf_counter() - start

@@ -29,7 +29,7 @@ import numpy as np
 
 from engines.measure.disturbance import DisturbanceWatch
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 
 from ..record import conditions
 from .repeated_layers import WRITTEN
@@ -120,7 +120,7 @@ def _write_ours(folder: Path) -> None:
 
 def our_step(folder: Path, threads: int) -> Step:
     """Open our layers; a step asks for no logits, so that the head does not run."""
-    engine = OnnxEngine(Artifact.open(folder), num_threads=threads, weights="packed")
+    engine = CpuEngine(Artifact.open(folder), num_threads=threads, weights="packed")
     random, none = np.random.default_rng(0), np.zeros(0, dtype=np.int64)
 
     def step(tokens: int, depth: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.cuda import Cuda
-from runtime.engine.trt.device import CudaDevice
+from runtime.engine.gpu.device import CudaDevice
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 PACKAGES = (

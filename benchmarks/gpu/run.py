@@ -1,11 +1,11 @@
 r"""Everything that a card can tell about target `cuda`, by one command.
 
-    pip install -e '.[tool,plans]' && pip install -e '.[cuda]'
+    pip install -e '.[tool,plans]' transformers==5.23.0 && pip install -e '.[cuda]'
     pip uninstall -y onnxruntime
     pip install --force-reinstall --no-deps onnxruntime-gpu
     python -m benchmarks.gpu.run [--artifact FOLDER]
 
-Without an artifact the released sizes are written with random weights in int4 (10 GB, some
+Without an artifact the released sizes are written with random weights in int4 (17 GB, some
 minutes). Takes about an hour; a part that fails or does not fit is left out, with the reason, and
 every row stays as soon as it is done. Writes `benchmarks/gpu/results.json`.
 """

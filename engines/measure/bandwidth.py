@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engine.weights_place import available_bytes
+from runtime.engine.cpu.weights_place import available_bytes
 from runtime.errors import CapacityError
 from runtime.ops.library import find_library
 

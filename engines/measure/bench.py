@@ -9,8 +9,8 @@ import onnx_ir as ir
 from runtime.artifact.folder import Artifact
 from runtime.artifact.records import TargetRecord
 from runtime.cores import thread_count
+from runtime.engine.cpu.weights_place import WeightsPlace
 from runtime.engine.opening import open_engine
-from runtime.engine.weights_place import WeightsPlace
 from runtime.errors import InputError
 from runtime.progress import Progress, silent
 from runtime.prompt.patches import ImageRule

@@ -1,10 +1,6 @@
 """Chosen experts in one operator: `MoE` of ONNX Runtime reads only the weights that it needs.
 
-The operator takes the K largest of `router_probs` and weighs the experts by their softmax. The
-logarithms of our scores at the chosen experts, and a large negative number elsewhere, make it
-choose the same ones and weigh them by score / sum; the sum is multiplied back afterwards. Where a
-graph computes in 16 bits, so does the operator with the logarithms: they are made relative to the
-mean score first, which leaves little to round.
+How it gets our scores is told in `softmax_mixture`.
 
 Experts whose inner values are rounded keep their neutral bodies: the operator cannot round there.
 """
@@ -16,8 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.graph.edits import given
-from export.graph.widen import NARROW, widen_initializer
+from export.graph.widen import widen_initializer
 from runtime.names import BLOCK_EXPERTS, EXPERTS_DOWN, ROUTER
 
 from ..lowering import Lowered
@@ -32,11 +27,10 @@ from .graph_edits import (
     stored_initializer,
 )
 from .routed_experts import RoutedExperts, drop_unused_bodies, routed_experts, unpaired
+from .softmax_mixture import router_logits, scaled_by_sum
 
 _FUSED = ("MoE", "QMoE", BLOCK_EXPERTS)
 """What a router may feed: what is made here, and what is made of integer codes before."""
-_NEVER = -1e30
-"""Where no expert was chosen; minus infinity in fp16."""
 
 
 class FuseExperts:
@@ -100,7 +94,10 @@ def _fuse(model: ir.Model, pair: RoutedExperts) -> list[RelaidExperts]:
         made, weights = _relay_stored(graph, pair)
     else:
         made, weights = [], _relay_computed(tape, pair)
-    logits = _router_logits(tape, pair, num_experts=static_size(pair.gate, 0))
+    dtype = pair.hidden.dtype
+    logits = router_logits(
+        tape, pair.chosen, pair.scores, num_experts=static_size(pair.gate, 0), dtype=dtype
+    )
     attributes: dict[str, int | float | str] = {
         "k": static_size(pair.chosen, 1),
         "activation_type": "swiglu",
@@ -111,8 +108,7 @@ def _fuse(model: ir.Model, pair: RoutedExperts) -> list[RelaidExperts]:
     }
     inputs = [pair.hidden, logits, weights[0], None, weights[1]]
     mixed = tape.op("MoE", inputs, attributes, domain=MICROSOFT)
-    total = tape.op("ReduceSum", [pair.scores, ints(tape, -1)], {"keepdims": 1})
-    scaled = _scaled(tape, mixed, total, given(pair.hidden.dtype))
+    scaled = scaled_by_sum(tape, mixed, pair.scores, dtype=dtype)
     old = pair.mixed
     scaled.type, scaled.shape = old.type, old.shape
     graph.insert_before(pair.down_node, tape.nodes)
@@ -149,40 +145,6 @@ def _relay_computed(tape: ir.tape.Tape, pair: RoutedExperts) -> list[ir.Value]:
     beside = tape.op("Concat", columns, {"axis": 2})  # (E, out, 2, in)
     shape = ints(tape, experts, 2 * outputs, inputs)
     return [tape.op("Reshape", [beside, shape]), turned[2]]
-
-
-def _router_logits(tape: ir.tape.Tape, pair: RoutedExperts, *, num_experts: int) -> ir.Value:
-    """Logarithms of the scores at the chosen experts, much less elsewhere: (N, E)."""
-    tiny = tape.op("Constant", [], {"value_float": 1e-30})
-    is_narrow = pair.hidden.dtype in NARROW
-    scores = tape.op("Div", [pair.scores, _mean(tape, pair)]) if is_narrow else pair.scores
-    logs = tape.op("Log", [tape.op("Max", [scores, tiny])])
-    rows = tape.op("Shape", [pair.chosen], {"start": 0, "end": 1})
-    shape = tape.op("Concat", [rows, ints(tape, num_experts)], {"axis": 0})
-    never = tape.op("Constant", [], {"value_float": _NEVER})
-    base = tape.op("Expand", [never, shape])
-    logits = tape.op("ScatterElements", [base, pair.chosen, logs], {"axis": 1})
-    return _cast(tape, logits, given(pair.hidden.dtype)) if is_narrow else logits
-
-
-def _mean(tape: ir.tape.Tape, pair: RoutedExperts) -> ir.Value:
-    """Average the scores of each token, (N, 1); of none it is a number that divides nothing."""
-    total = tape.op("ReduceSum", [pair.scores, ints(tape, -1)], {"keepdims": 1})
-    count = tape.op("Constant", [], {"value_float": 1.0 / static_size(pair.chosen, 1)})
-    least = tape.op("Constant", [], {"value_float": 1e-30})
-    return tape.op("Max", [tape.op("Mul", [total, count]), least])
-
-
-def _scaled(tape: ir.tape.Tape, mixed: ir.Value, total: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """Multiply the mixture back, in fp32."""
-    if dtype not in NARROW:
-        return tape.op("Mul", [mixed, total])
-    wide = tape.op("Mul", [_cast(tape, mixed, ir.DataType.FLOAT), total])
-    return _cast(tape, wide, dtype)
-
-
-def _cast(tape: ir.tape.Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    return tape.op("Cast", [value], {"to": dtype.value})
 
 
 def _register(graph: ir.Graph, weights: RelaidExperts, dtype: ir.DataType | None) -> ir.Value:

@@ -24,7 +24,7 @@ from runtime.artifact.records import (
     TargetRecord,
 )
 from runtime.cuda import Cuda
-from runtime.engine.trt.device import CudaDevice
+from runtime.engine.gpu.device import CudaDevice
 from runtime.files import write_bytes
 from runtime.progress import Progress
 

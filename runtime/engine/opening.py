@@ -1,8 +1,8 @@
 """Opens the engine that runs a target: ONNX Runtime for graphs, TensorRT for plans."""
 
 from ..artifact.folder import Artifact
+from .cpu.weights_place import WeightsPlace
 from .protocol import Engine
-from .weights_place import WeightsPlace
 
 
 def open_engine(
@@ -34,6 +34,6 @@ def open_engine(
         from .cuda.engine import CudaEngine
 
         return CudaEngine(artifact, target)
-    from .onnx_engine import OnnxEngine
+    from .cpu.engine import CpuEngine
 
-    return OnnxEngine(artifact, target, num_threads=num_threads, weights=weights)
+    return CpuEngine(artifact, target, num_threads=num_threads, weights=weights)

@@ -67,6 +67,8 @@ class Engine(Protocol):
         Raises:
             CapacityError: a slot would grow over `limits.max_tokens`.
             NonFiniteRowsError: a logit is not finite; every slot has its new tokens all the same.
+            NumericError: without rows, where an engine keeps what is not finite from later texts:
+                the last token of a slot is not.
         """
 
     def step_greedy(
@@ -80,8 +82,7 @@ class Engine(Protocol):
             Ids (N,), one for each entry of `rows`.
 
         Raises:
-            CapacityError: a slot would grow over `limits.max_tokens`.
-            NonFiniteRowsError: a logit is not finite; every slot has its new tokens all the same.
+            CapacityError, NonFiniteRowsError, NumericError: as `step`.
         """
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from ..engine.weights_place import WeightsPlace
+from ..engine.cpu.weights_place import WeightsPlace
 from ..errors import KimiVLError
 from .flags import FLAGS
 from .options import ServerOptions

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, UnsupportedError
+from ..extras import install_advice
 from .options import ServerOptions
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def check_installed(names: Sequence[str] = _NEEDED) -> None:
     if missing:
         raise UnsupportedError(
             f"the server needs {', '.join(missing)}, of the extra `serve`: "
-            "pip install -e '.[tool,serve]' in a checkout, else pip install 'WHEEL[serve]'"
+            + install_advice("serve")
         )
 
 

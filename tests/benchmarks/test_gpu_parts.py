@@ -22,9 +22,9 @@ from benchmarks.gpu.rtx import ask_rtx
 from export.synthetic.configs import FULL_CONFIG
 from export.synthetic.folder import write_synthetic
 from runtime.artifact.folder import Artifact
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.cuda.engine import CudaEngine
 from runtime.engine.cuda.provider import Provider
-from runtime.engine.onnx_engine import OnnxEngine
 from runtime.errors import CapacityError, KimiVLError
 from runtime.prompt.patches import ImageRule
 from tests.executing_trt import HostDevice
@@ -152,7 +152,7 @@ def test_the_benchmarks_own_artifact_leaves_the_largest_image_as_it_is(tmp_path:
 
 
 def test_our_side_answers_an_image_and_decodes_on_any_engine(artifact: Path) -> None:
-    engine = OnnxEngine(Artifact.open(artifact), num_threads=1)
+    engine = CpuEngine(Artifact.open(artifact), num_threads=1)
     ours = Ours(engine, vocab_size=engine.vocab_size)
     times = ours.first_token(8, 588)
     assert 0 < times["encode_s"] < times["first_token_s"]

@@ -11,7 +11,7 @@ from benchmarks.cpu.long_context import with_capacity
 from benchmarks.cpu.repeated_layers import repeat_last_layer
 from benchmarks.record import merge_into
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 
 
 def test_results_keep_what_others_measured(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_last_layers_files_serve_for_more_layers(artifact: Path, tmp_path: P
     assert deep.manifest.layers == (0, 1, 2, 3, 4)
     graphs = deep.target("cpu").graphs
     assert graphs["layer_04"] == graphs["layer_02"] != graphs["layer_01"]
-    engines = [OnnxEngine(Artifact.open(one), num_threads=1) for one in (artifact, folder)]
+    engines = [CpuEngine(Artifact.open(one), num_threads=1) for one in (artifact, folder)]
     hidden, start, rows = engines[0].embed(np.arange(4))[None], np.array([0]), np.array([3])
     shallow_logits, deep_logits = (one.step([0], hidden, start, rows) for one in engines)
     assert np.isfinite(deep_logits).all()

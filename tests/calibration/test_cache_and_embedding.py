@@ -14,7 +14,7 @@ from examples.nano.score import HERE
 from export.checkpoint.reader import Checkpoint
 from export.graphs import EMBEDDING_TENSOR
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.names import CACHE, CACHE_KEYS, CACHE_SCALES
 from tool import app
 
@@ -89,12 +89,12 @@ def test_embedded_ids_are_the_nearest_rows_of_codes(made: Path) -> None:
     ids = np.array([5, 0, 700, 5])
     rows = table[torch.from_numpy(ids)].numpy()
     scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
-    found = OnnxEngine(Artifact.open(made), num_threads=1).embed(ids)
+    found = CpuEngine(Artifact.open(made), num_threads=1).embed(ids)
     np.testing.assert_allclose(found, np.round(rows / scales) * scales, rtol=1e-6)
 
 
 def test_slots_of_different_lengths_do_not_touch_each_other(made: Path) -> None:
-    engine = OnnxEngine(Artifact.open(made), num_threads=1)
+    engine = CpuEngine(Artifact.open(made), num_threads=1)
     random = np.random.default_rng(0)
     texts = [random.integers(0, 700, length) for length in (21, 4, 13)]
 

@@ -12,8 +12,11 @@ from runtime.engine.opening import open_engine
 from runtime.engine.protocol import Engine, FloatArray, IntArray
 from runtime.errors import InputError, UnsupportedError
 from tests.executing_trt import HostDevice
-from tests.runtime.trt.conftest import TARGET, make_engine
-from tests.runtime.trt.conftest import built as built
+from tests.runtime.conftest import PLANS_TARGET
+from tests.runtime.conftest import plans_artifact as built
+from tests.runtime.trt.conftest import make_engine
+
+__all__ = ["built"]
 
 
 def open_double(artifact: Artifact, target: str) -> Engine:
@@ -23,7 +26,7 @@ def open_double(artifact: Artifact, target: str) -> Engine:
 
 
 def test_a_card_that_computes_what_the_graphs_say_matches(built: Path) -> None:
-    level, figures = measure_on_device(Artifact.open(built), TARGET, open_target=open_double)
+    level, figures = measure_on_device(Artifact.open(built), PLANS_TARGET, open_target=open_double)
     assert level == "matches"
     assert 0 < figures["logits_error"] < 5e-3
     assert 0 < figures["vision_error"] < 5e-3
@@ -48,7 +51,7 @@ def test_a_card_that_computes_something_else_only_runs(
             monkeypatch.setattr(engine, "step", wrong)
         return engine
 
-    level, figures = measure_on_device(Artifact.open(built), TARGET, open_target=open_wrong)
+    level, figures = measure_on_device(Artifact.open(built), PLANS_TARGET, open_target=open_wrong)
     assert level == "runs"
     assert figures["logits_error"] > 0.05
     assert figures["top1"] < 0.5
@@ -57,7 +60,7 @@ def test_a_card_that_computes_something_else_only_runs(
 def test_without_a_card_nothing_is_claimed(built: Path) -> None:
     before = (built / "manifest.json").read_bytes()
     with pytest.raises(UnsupportedError, match="no CUDA driver"):
-        verify_artifact(built, TARGET, on_device=True)
+        verify_artifact(built, PLANS_TARGET, on_device=True)
     assert (built / "manifest.json").read_bytes() == before
 
 

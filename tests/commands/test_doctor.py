@@ -89,4 +89,4 @@ def test_an_onnx_runtime_that_target_cuda_does_not_run_on_is_warned_about() -> N
     assert "onnxruntime-gpu>=1.31" in old.advice
     missing = doctor.check_cuda_provider(None, "1.32.0")
     assert (missing.level, missing.value) == ("ok", "not installed")
-    assert "kimivl[cuda]" in missing.advice
+    assert "pip install -e '.[cuda]'" in missing.advice

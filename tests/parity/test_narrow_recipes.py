@@ -12,7 +12,7 @@ from calibration.parity import relative_error
 from calibration.tolerances import STORED_BF16, STORED_FP16
 from runtime import names
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.protocol import FloatArray
 from runtime.generation.steps import embed_prompt
 
@@ -26,7 +26,7 @@ NEAR_TIE = 0.02
 def run_with_taps(compiled: Compiled) -> tuple[FloatArray, Taps]:
     """Logits of one prompt (S, V) and the router's decisions per layer."""
     taps: Taps = {}
-    engine = OnnxEngine(
+    engine = CpuEngine(
         Artifact.open(compiled.artifact),
         observer=lambda layer, values: taps.update({layer: values}),
     )

@@ -7,7 +7,7 @@ import pytest
 
 from runtime import GenerationLimits, Request, Sampling, Session
 from runtime.artifact.records import CacheRecord, CacheTensor
-from runtime.engine.cache import LatentCache
+from runtime.engine.cpu.cache import LatentCache
 from runtime.errors import CapacityError
 from runtime.limits import Limits
 

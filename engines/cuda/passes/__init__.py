@@ -7,6 +7,7 @@ from ...passes.unique_names import UniqueNames
 from .choose_best import ChooseBestByTopK
 from .coded_experts import CodedExperts
 from .coded_products import CodedProducts
+from .products_by_head import ProductsByHead
 from .wide_features import WideFeatures
 
 
@@ -17,6 +18,7 @@ def passes() -> list[Pass]:
         FuseExperts(),
         CodedProducts(),
         InlineBodies(),
+        ProductsByHead(),
         ChooseBestByTopK(),
         WideFeatures(),
         UniqueNames(),

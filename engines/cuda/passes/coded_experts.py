@@ -1,11 +1,12 @@
 """Experts with integer codes as one `QMoE`, which reads the chosen ones' codes and nothing else.
 
-The router stays as it is, in fp32. Its scores go into a row of zeros, one place for each expert,
-which the operator takes twice: as what it chooses the K largest of, and as what it weighs them by.
-So the bias decides the choice and nothing else, and no softmax comes in between.
+The router stays as it is, in fp32. The operator gets logarithms of its scores, see
+`softmax_mixture`: its CUDA kernel weighs by a softmax of `router_probs` and never reads the input
+`router_weights`, which the schema has and the kernel of the CPU heeds.
 
-Source: the operator's schema and its CUDA kernel in onnxruntime-gpu 1.31.1, which takes fp16 and
-bf16 only, scales of the same type, gate and up interleaved by rows, and widths in multiples of 64.
+Source: the operator's schema and its CUDA kernel in onnxruntime-gpu 1.31.1 (`moe_quantization.cc`),
+which takes fp16 and bf16 only, scales of the same type, gate and up interleaved by rows, and widths
+in multiples of 64.
 """
 
 from collections.abc import Iterator
@@ -14,19 +15,16 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from export.graph.edits import given
-
 from ...lowering import Lowered
 from ...passes.blocks import BlockCodes, BlockScales
 from ...passes.expert_codes import ExpertCodes, SwiGLU, common_block
-from ...passes.graph_edits import MICROSOFT, ints, put_in_place, register, static_size
+from ...passes.graph_edits import MICROSOFT, put_in_place, register, static_size
 from ...passes.replaced_rounding import before_rounding
 from ...passes.routed_experts import RoutedExperts, drop_unused_bodies, routed_experts, unpaired
+from ...passes.softmax_mixture import router_logits, scaled_by_sum
 from ..expert_sizes import takes_sizes
 
 _TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_MIXTURE_INPUT = 14
-"""`router_weights` among the operator's inputs."""
 
 
 class CodedExperts:
@@ -36,7 +34,7 @@ class CodedExperts:
     sizes the kernel does not take, stay as they are.
     """
 
-    name = "coded-experts"
+    name = "coded-experts-by-softmax"
 
     def requires(self, model: ir.Model) -> str | None:
         """The two halves come in pairs."""
@@ -91,9 +89,14 @@ def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScal
     weights = codes.weights()
     up_codes, up_scales, down_codes, down_scales = register(graph, weights)
     tape = ir.tape.Tape()
-    by_expert = _by_expert(tape, experts)
-    inputs = [values.hidden, by_expert, up_codes, up_scales, None, down_codes, down_scales]
-    inputs += [None] * (_MIXTURE_INPUT - len(inputs)) + [by_expert]
+    logits = router_logits(
+        tape,
+        values.chosen,
+        values.scores,
+        num_experts=experts.matrices.gate.shape[0],
+        dtype=values.hidden.dtype,
+    )
+    inputs = [values.hidden, logits, up_codes, up_scales, None, down_codes, down_scales]
     attributes: dict[str, int | float | str] = {
         "k": static_size(values.chosen, 1),
         "quant_type": "int",
@@ -103,23 +106,10 @@ def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScal
         "swiglu_fusion": 1,
         "activation_alpha": 1.0,
         "activation_beta": 0.0,
-        "normalize_routing_weights": 0,
+        "normalize_routing_weights": 1,
         "weights_prepacked": 0,
     }
     mixed = tape.op("QMoE", inputs, attributes, domain=MICROSOFT)
-    put_in_place(values.mixed, mixed, tape.nodes)
+    scaled = scaled_by_sum(tape, mixed, values.scores, dtype=values.hidden.dtype)
+    put_in_place(values.mixed, scaled, tape.nodes)
     return weights
-
-
-def _by_expert(tape: ir.tape.Tape, experts: _Experts) -> ir.Value:
-    """Scores at the chosen experts, zeros elsewhere: (N, E), of the type of the hidden states."""
-    values, num_experts = experts.values, experts.matrices.gate.shape[0]
-    rows = tape.op("Shape", [values.chosen], {"start": 0, "end": 1})
-    shape = tape.op("Concat", [rows, ints(tape, num_experts)], {"axis": 0})
-    zero = tape.op("Constant", [], {"value_float": 0.0})
-    zeros = tape.op("Expand", [zero, shape])
-    wide = tape.op("ScatterElements", [zeros, values.chosen, values.scores], {"axis": 1})
-    dtype = given(values.hidden.dtype)
-    narrow = tape.op("Cast", [wide], {"to": dtype.value})
-    narrow.type = ir.TensorType(dtype)
-    return narrow

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ...artifact.records import TYPE_BYTES, CacheRecord
 from ...limits import Limits
-from .memory import Memory
+from ..gpu.memory import Memory
 
 LEAST_ROWS = 256
 """Of a slot; a step over fewer would be no faster."""

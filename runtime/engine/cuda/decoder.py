@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from ... import names
 from ...limits import Limits
 from ..checks import finite_rows
-from ..piecewise import HeadRows
+from ..gpu.engine import Wanted
+from ..gpu.memory import Memory
+from ..gpu.numbers import to_stored
+from ..gpu.piecewise import HeadRows
 from ..protocol import FloatArray, IntArray
-from ..trt.numbers import to_stored
 from .cache import LEAST_ROWS, SlotCache
-from .memory import Memory
 from .provider import GRAPH_ID, UNRECORDED, Provider, named_error
 
 _MAX_ROWS = 64
@@ -25,8 +26,6 @@ _MAX_ROWS = 64
 _MAX_RECORDINGS = 64
 """ONNX Runtime forgets no recording: steps of other sizes behind these run unrecorded."""
 _MAX_BOUND = 64
-
-Wanted = Literal["logits", "best"]
 
 
 class _Type(NamedTuple):

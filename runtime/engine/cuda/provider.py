@@ -13,10 +13,11 @@ import onnxruntime as ort
 from ...artifact.folder import Artifact
 from ...cuda import CudaError
 from ...errors import ArtifactError, CapacityError, KimiVLError, UnsupportedError
+from ...extras import install_advice
 from ..onnx_session import session_options
 
 _INSTALL = (
-    "pip install 'kimivl[cuda]'; where `onnxruntime` is installed as well, its files lie over "
+    f"{install_advice('cuda')}; where `onnxruntime` is installed as well, its files lie over "
     "those of `onnxruntime-gpu`: pip uninstall onnxruntime, then "
     "pip install --force-reinstall --no-deps onnxruntime-gpu"
 )
@@ -70,7 +71,7 @@ class Provider:
             raise UnsupportedError(
                 f"ONNX Runtime {ort.__version__} could not load its {self.name}: the driver or a "
                 "library of CUDA 13 or cuDNN 9 is missing or too old (its own message stands "
-                "above); pip install 'kimivl[cuda]' brings all but the driver"
+                f"above); all but the driver comes with {install_advice('cuda')}"
             )
         session.disable_fallback()
         return session

@@ -2,7 +2,7 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,22 +10,21 @@ import numpy as np
 
 from ... import names
 from ...limits import Limits
-from ..piecewise import HeadRows
+from ..gpu.device import Handle
+from ..gpu.engine import Wanted
+from ..gpu.memory import Memory
+from ..gpu.numbers import STORED, to_stored
+from ..gpu.piecewise import HeadRows
 from ..protocol import FloatArray, IntArray
 from .contract import cache_names
-from .device import Device, Handle
 from .head import Head
 from .memory import DeviceCache
-from .numbers import STORED, to_stored
 from .plan import Plan, Shape
 from .stage import Stage
 
 WINDOW_STEP = 256
 """Attention reads the cache in multiples of this: each new shape is compiled and recorded."""
 _MAX_RECORDINGS = 32
-
-Reader = Callable[[int], HeadRows]
-"""Copies what the head made of so many rows: `Head.read_logits` or `Head.read_best`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Decoder:
         *,
         width: int,
         limits: Limits,
-        device: Device,
+        memory: Memory,
     ) -> None:
         """Reserve buffers for the largest step.
 
@@ -67,17 +66,17 @@ class Decoder:
             cache: what the layers read and write.
             width: C.
             limits: slots, their capacity, tokens of a step.
-            device: where all of them are.
+            memory: of the device, to take from.
         """
-        self._groups, self._head, self._cache, self._device = groups, head, cache, device
+        self._groups, self._head, self._cache, self._device = groups, head, cache, memory.device
         self._width, self._limits = width, limits
         first = groups[0].stage.plan
         self._dtype, self._lengths_dtype = first.dtype(names.HIDDEN), first.dtype(names.LENGTHS)
         tokens = limits.max_slots * limits.prefill_chunk
         size = np.dtype(STORED[self._dtype]).itemsize
-        self._hidden = [device.allocate(tokens * width * size) for _ in range(2)]
-        self._lengths = device.allocate(8 * limits.max_slots)
-        self._window = device.allocate(4 * limits.max_tokens)
+        self._hidden = [memory.allocate(tokens * width * size) for _ in range(2)]
+        self._lengths = memory.allocate(8 * limits.max_slots)
+        self._window = memory.allocate(4 * limits.max_tokens)
         self._recordings: OrderedDict[_Sizes, Handle | None] = OrderedDict()
         self._records = True
 
@@ -87,7 +86,7 @@ class Decoder:
         hidden: FloatArray,
         lengths: IntArray,
         rows: IntArray,
-        read: Reader,
+        wanted: Wanted,
     ) -> HeadRows:
         """Append tokens to some slots.
 
@@ -96,10 +95,10 @@ class Decoder:
             hidden: (B, S, C), at most `prefill_chunk` tokens each.
             lengths: tokens that each slot has before, (B,).
             rows: which of the flattened (B * S) tokens the head takes.
-            read: of the head, what is wanted of them.
+            wanted: logits, or their best ids.
 
         Returns:
-            What `read` gives for these rows.
+            What is wanted of these rows.
         """
         batch, tokens = hidden.shape[:2]
         needed = int(lengths.max()) + tokens
@@ -117,12 +116,12 @@ class Decoder:
             self._decode(sizes)
         else:
             self._enqueue(sizes)
-        found = [read(len(some))]
+        found = [self._head.read(wanted, len(some))]
         for start in range(max_rows, len(rows), max_rows):
             some = rows[start : start + max_rows]
             self._head.write_rows(some)
             self._enqueue_head(batch, tokens, len(some))
-            found.append(read(len(some)))
+            found.append(self._head.read(wanted, len(some)))
         return HeadRows(*map(np.concatenate, zip(*found, strict=True)))
 
     def _decode(self, sizes: _Sizes) -> None:
@@ -150,6 +149,11 @@ class Decoder:
 
     def _can_be_recorded(self, sizes: _Sizes) -> bool:
         return all(plan.can_be_recorded(sizes) for plan in self._plans)
+
+    def forget_recordings(self) -> None:
+        """Give all recordings back."""
+        while self._recordings:
+            self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         sizes, recording = self._recordings.popitem(last=False)

@@ -2,37 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ... import names
 from ...artifact.folder import Artifact
 from ...artifact.records import PlansRecord, TargetRecord
-from ...config import KimiVLConfig
 from ...cuda import Cuda
 from ...errors import ArtifactError
-from ...limits import Limits
-from ...prompt.patches import PatchedImage
-from ..checks import check_finite, check_grid
-from ..embedding import EmbeddingTable
-from ..piecewise import HeadRows, run_in_pieces
-from ..protocol import FloatArray, IntArray
-from ..vision_inputs import vision_inputs
+from ..gpu.device import CudaDevice, Device
+from ..gpu.engine import GpuEngine
+from ..gpu.memory import Memory
+from ..protocol import FloatArray
 from .contract import check_plans
-from .decoder import Decoder, LayerGroup, Reader
-from .device import CudaDevice, Device
+from .decoder import Decoder, LayerGroup
 from .head import Head
 from .memory import DeviceCache, Weights
 from .package import check_device, load_package
-from .pieces import Piece
 from .plan import Plan
 from .stage import Stage
 
 
-class TensorRTEngine:
+class TensorRTEngine(GpuEngine):
     """Runs an artifact's plans for one target of TensorRT."""
+
+    _decoder: Decoder
 
     def __init__(
         self,
@@ -60,94 +52,38 @@ class TensorRTEngine:
         trt = package or load_package(plans)
         device = device or CudaDevice(Cuda.load())
         check_device(plans, device)
-        config = KimiVLConfig.load(artifact.model_folder / "config.json")
-        self._limits, self._device = record.limits, device
-        self._table = EmbeddingTable(artifact)
-        self._vision_config = config.vision
+        super().__init__(artifact, record, device)
         loaded = _load_plans(artifact, plans, trt, device)
-        check_plans(str(artifact.folder), loaded, plans, record, config)
-        stages = _make_stages(artifact, loaded, plans, device)
+        check_plans(str(artifact.folder), loaded, plans, record, self._config)
+        stages = _make_stages(artifact, loaded, plans, self._memory)
         layers = [names.layer_name(layer) for layer in artifact.manifest.layers]
         self._vision, self._projector = stages[names.VISION], stages[names.PROJECTOR]
-        self._cache = DeviceCache(layers, record.cache, record.limits, device)
-        self._head = Head(
+        cache = DeviceCache(layers, record.cache, record.limits, self._memory)
+        head = Head(
             stages[names.HEAD],
             vocab_size=self._table.vocab_size,
             limits=record.limits,
-            device=device,
+            memory=self._memory,
         )
         self._decoder = Decoder(
             _layer_groups(plans, stages, layers),
-            self._head,
-            self._cache,
-            width=config.decoder.width,
+            head,
+            cache,
+            width=self._config.decoder.width,
             limits=record.limits,
-            device=device,
+            memory=self._memory,
         )
+        self._cache = cache
 
-    @property
-    def limits(self) -> Limits:
-        """The sizes this engine was built for."""
-        return self._limits
-
-    def encode(self, image: PatchedImage) -> FloatArray:
-        """Turn one image into its rows of the prompt, (M, C)."""
-        check_grid(image.grid, self._limits)
-        given = vision_inputs(image, self._vision_config)
-        with self._device.active():
-            (merged,) = self._vision.run(given, [image.num_tokens])
-            (features,) = self._projector.run({names.MERGED: merged}, [image.num_tokens])
-        check_finite(features, "the vision encoder")
+    def _features(self, inputs: Mapping[str, FloatArray], num_tokens: int) -> FloatArray:
+        (merged,) = self._vision.run(inputs, [num_tokens])
+        (features,) = self._projector.run({names.MERGED: merged}, [num_tokens])
         return features
 
-    def embed(self, ids: IntArray) -> FloatArray:
-        """Look up token ids (S,) in the embedding table, (S, C)."""
-        return self._table.rows(ids)
-
-    def step(
-        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
-    ) -> FloatArray:
-        """Append S tokens to each of B slots and return the logits of chosen tokens (N, V)."""
-        found = np.empty((len(rows), self._table.vocab_size), dtype=np.float32)
-        self._run(slots, hidden, lengths, rows, found, self._head.read_logits)
-        return found
-
-    def step_greedy(
-        self, slots: Sequence[int], hidden: FloatArray, lengths: IntArray, rows: IntArray
-    ) -> IntArray:
-        """Append S tokens to each of B slots and return the best next ids of chosen ones (N,)."""
-        found = np.empty(len(rows), dtype=np.int64)
-        self._run(slots, hidden, lengths, rows, found, self._head.read_best)
-        return found
-
-    def _run(
-        self,
-        slots: Sequence[int],
-        hidden: FloatArray,
-        lengths: IntArray,
-        rows: IntArray,
-        found: NDArray[Any],
-        read: Reader,
-    ) -> None:
-        def run(piece: Piece, given: FloatArray, done: IntArray) -> HeadRows:
-            return self._decoder.run(piece.first_slot, given, done, piece.rows, read)
-
+    def _unload(self) -> None:
         with self._device.active():
-            run_in_pieces(
-                slots,
-                hidden,
-                lengths,
-                rows,
-                found=found,
-                run=run,
-                cache=self._cache,
-                limits=self._limits,
-            )
-
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` cached tokens of one slot to another."""
-        with self._device.active():
-            self._cache.copy_prefix(source, target, length)
+            self._decoder.forget_recordings()
+        del self._vision, self._projector
 
 
 def _plans(artifact: Artifact, record: TargetRecord, target: str) -> PlansRecord:
@@ -169,13 +105,13 @@ def _load_plans(
 
 
 def _make_stages(
-    artifact: Artifact, plans: dict[str, Plan], record: PlansRecord, device: Device
+    artifact: Artifact, plans: dict[str, Plan], record: PlansRecord, memory: Memory
 ) -> dict[str, Stage]:
     """Copy the weights to the device and join each graph's with its plan."""
-    weights = Weights(artifact, device)
-    scratch = device.allocate(max(1, *(plan.scratch_bytes for plan in plans.values())))
+    weights = Weights(artifact, memory)
+    scratch = memory.allocate(max(1, *(plan.scratch_bytes for plan in plans.values())))
     return {
-        name: Stage(plan, weights.addresses(record.engines[name].weights), scratch, device)
+        name: Stage(plan, weights.addresses(record.engines[name].weights), scratch, memory)
         for name, plan in plans.items()
     }
 

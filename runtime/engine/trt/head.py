@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from ... import names
 from ...limits import Limits
 from ..checks import finite_rows
-from ..piecewise import HeadRows
+from ..gpu.engine import Wanted
+from ..gpu.memory import Memory
+from ..gpu.numbers import STORED, to_stored
+from ..gpu.piecewise import HeadRows
 from ..protocol import IntArray
-from .device import Device
-from .numbers import STORED, to_stored
 from .plan import Shape
 from .stage import Stage
 
@@ -20,23 +21,23 @@ from .stage import Stage
 class Head:
     """Logits of some rows, and which is the best of each; one buffer for each, used again."""
 
-    def __init__(self, stage: Stage, *, vocab_size: int, limits: Limits, device: Device) -> None:
+    def __init__(self, stage: Stage, *, vocab_size: int, limits: Limits, memory: Memory) -> None:
         """Reserve buffers for the most rows that a run takes.
 
         Args:
             stage: final norm, logits, and their best.
             vocab_size: V.
             limits: slots, tokens of a step.
-            device: where the stage is.
+            memory: of the device, to take from.
         """
         self.plan = stage.plan
         self.max_rows = max(limits.max_slots, limits.prefill_chunk)
-        self._stage, self._vocab_size, self._device = stage, vocab_size, device
-        self._rows = device.allocate(8 * self.max_rows)
+        self._stage, self._vocab_size, self._device = stage, vocab_size, memory.device
+        self._rows = memory.allocate(8 * self.max_rows)
         self._outputs = {
-            names.LOGITS: device.allocate(4 * self.max_rows * vocab_size),
-            names.BEST: device.allocate(4 * self.max_rows),
-            names.ENERGY: device.allocate(4 * self.max_rows),
+            names.LOGITS: memory.allocate(4 * self.max_rows * vocab_size),
+            names.BEST: memory.allocate(4 * self.max_rows),
+            names.ENERGY: memory.allocate(4 * self.max_rows),
         }
 
     def write_rows(self, rows: IntArray) -> None:
@@ -56,17 +57,15 @@ class Head:
         addresses = {names.HIDDEN: hidden, names.ROWS: self._rows, **self._outputs}
         self._stage.enqueue(shapes, addresses, owner)
 
-    def read_logits(self, num_rows: int) -> HeadRows:
-        """Copy the logits of the last run, (N, V)."""
-        logits = self._read(names.LOGITS, (num_rows, self._vocab_size))
-        return HeadRows(logits, finite_rows(logits))
-
-    def read_best(self, num_rows: int) -> HeadRows:
-        """Copy the ids of the highest logits of the last run, (N,): 8 bytes for each row.
+    def read(self, wanted: Wanted, num_rows: int) -> HeadRows:
+        """Copy logits of the last run (N, V), or their best ids (N,): 8 bytes for each row.
 
         Whether a row's logits are finite is told by its sum of squares, and by an id: where a NaN
         is the highest, no logit equals it, and the id is behind the vocabulary.
         """
+        if wanted == "logits":
+            logits = self._read(names.LOGITS, (num_rows, self._vocab_size))
+            return HeadRows(logits, finite_rows(logits))
         is_finite = np.isfinite(self._read(names.ENERGY, (num_rows,)))
         best = self._read(names.BEST, (num_rows,)).astype(np.int64)
         return HeadRows(best, is_finite & (best < self._vocab_size))

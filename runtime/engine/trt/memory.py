@@ -8,15 +8,15 @@ import numpy as np
 from ...artifact.folder import Artifact
 from ...artifact.records import TYPE_BYTES, BoundWeight, CacheRecord
 from ...limits import Limits
-from .device import Device
+from ..gpu.memory import Memory
 
 
 class Weights:
     """Pieces of weights files on the device, each once however many graphs read it."""
 
-    def __init__(self, artifact: Artifact, device: Device) -> None:
+    def __init__(self, artifact: Artifact, memory: Memory) -> None:
         """Nothing is copied yet."""
-        self._folder, self._device = artifact.folder, device
+        self._folder, self._memory = artifact.folder, memory
         self._addresses: dict[BoundWeight, int] = {}
 
     def addresses(self, weights: Mapping[str, BoundWeight]) -> dict[str, int]:
@@ -32,8 +32,8 @@ class Weights:
                 offset=weight.offset,
                 shape=(weight.length,),
             )
-            address = self._device.allocate(weight.length)
-            self._device.write(address, values)
+            address = self._memory.allocate(weight.length)
+            self._memory.device.write(address, values)
             self._addresses[weight] = address
         return self._addresses[weight]
 
@@ -49,19 +49,19 @@ class DeviceCache:
     """The latent cache: for each layer and tensor one buffer (slots, 1, max tokens, width)."""
 
     def __init__(
-        self, layers: Iterable[str], record: CacheRecord, limits: Limits, device: Device
+        self, layers: Iterable[str], record: CacheRecord, limits: Limits, memory: Memory
     ) -> None:
         """Reserve memory.
 
         Raises:
             CapacityError: the device has not that much.
         """
-        self._device = device
+        self._device = memory.device
         self.tensors = tuple(record.tensors)
         """Names of a layer's tensors."""
         self._layers = {
             layer: {
-                name: _make_tensor(TYPE_BYTES[one.dtype] * one.width, limits, device)
+                name: _make_tensor(TYPE_BYTES[one.dtype] * one.width, limits, memory)
                 for name, one in record.tensors.items()
             }
             for layer in layers
@@ -86,8 +86,8 @@ class DeviceCache:
                 self._device.copy(begin, end, length * one.token_bytes)
 
 
-def _make_tensor(token_bytes: int, limits: Limits, device: Device) -> _Tensor:
+def _make_tensor(token_bytes: int, limits: Limits, memory: Memory) -> _Tensor:
     slot_bytes = token_bytes * limits.max_tokens
-    address = device.allocate(slot_bytes * limits.max_slots)
-    device.clear(address, slot_bytes * limits.max_slots)
+    address = memory.allocate(slot_bytes * limits.max_slots)
+    memory.device.clear(address, slot_bytes * limits.max_slots)
     return _Tensor(address=address, slot_bytes=slot_bytes, token_bytes=token_bytes)

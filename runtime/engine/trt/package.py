@@ -6,9 +6,8 @@ from types import ModuleType
 from ...artifact.records import PlansRecord
 from ...errors import UnsupportedError, describe_problems
 from ...plugins.classes import register_plugins
-from .device import Device
+from ..gpu.device import Device
 
-_EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "trt"}
 _NAMES = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
 
@@ -18,15 +17,15 @@ def load_package(record: PlansRecord) -> ModuleType:
     Raises:
         UnsupportedError: it is unknown, not installed, or of another version than the plans.
     """
-    if record.package not in _EXTRAS:
-        raise UnsupportedError(f"plans of {record.package!r}: known are {', '.join(_EXTRAS)}")
+    if record.package not in _NAMES:
+        raise UnsupportedError(f"plans of {record.package!r}: known are {', '.join(_NAMES)}")
     title = _NAMES[record.package]
     try:
         package = importlib.import_module(record.package)
     except (ImportError, OSError) as error:  # OSError: a shared library of it does not load
         raise UnsupportedError(
             f"{title} is not installed or does not load ({error}); "
-            f"pip install 'kimivl[{_EXTRAS[record.package]}]' {record.package}=={record.version}"
+            f"pip install {record.package}=={record.version}"
         ) from error
     if package.__version__ != record.version:
         raise UnsupportedError(

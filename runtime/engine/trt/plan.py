@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import ArtifactError, CapacityError
-from .device import Device
+from ..gpu.device import Device
 
 if TYPE_CHECKING:
     import tensorrt_rtx as api  # `tensorrt` has the same classes

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..gpu.memory import Memory
+from ..gpu.numbers import STORED, from_stored, to_stored
 from ..protocol import FloatArray
-from .device import Device
-from .numbers import STORED, from_stored, to_stored
 from .plan import Plan, Shape
 
 
@@ -16,10 +16,10 @@ class Stage:
     """Enqueues the plan of one graph."""
 
     def __init__(
-        self, plan: Plan, weights: Mapping[str, int], scratch: int, device: Device
+        self, plan: Plan, weights: Mapping[str, int], scratch: int, memory: Memory
     ) -> None:
         self.plan = plan
-        self._weights, self._scratch, self._device = weights, scratch, device
+        self._weights, self._scratch, self._memory = weights, scratch, memory
         self._buffers: dict[str, tuple[int, int]] = {}
 
     def enqueue(
@@ -51,7 +51,7 @@ class Stage:
         for name, values in inputs.items():
             stored = to_stored(values, self.plan.dtype(name))
             addresses[name] = self._buffer(name, stored.nbytes)
-            self._device.write(addresses[name], stored)
+            self._memory.device.write(addresses[name], stored)
         outputs = []
         for name, size in zip(self.plan.outputs, first_sizes, strict=True):
             dtype = self.plan.dtype(name)
@@ -60,7 +60,7 @@ class Stage:
         self.enqueue(shapes, addresses)
         found = []
         for name, stored in zip(self.plan.outputs, outputs, strict=True):
-            self._device.read(addresses[name], stored)
+            self._memory.device.read(addresses[name], stored)
             found.append(from_stored(stored, self.plan.dtype(name)))
         return found
 
@@ -68,7 +68,7 @@ class Stage:
         address, size = self._buffers.get(name, (0, 0))
         if size < size_bytes:
             if address:
-                self._device.free(address)
-            address = self._device.allocate(size_bytes)
+                self._memory.free(address)
+            address = self._memory.allocate(size_bytes)
             self._buffers[name] = (address, size_bytes)
         return address

@@ -5,7 +5,7 @@ import pytest
 
 from runtime.artifact.records import CacheRecord, CacheTensor
 from runtime.engine.cuda.cache import SlotCache
-from runtime.engine.cuda.memory import Memory
+from runtime.engine.gpu.memory import Memory
 from runtime.errors import CapacityError
 from runtime.limits import Limits
 from tests.executing_trt import HostDevice

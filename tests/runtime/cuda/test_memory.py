@@ -1,6 +1,5 @@
 """Memory of the device: the largest steps come first, and nothing stays behind an engine."""
 
-import gc
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,8 @@ import onnxruntime as ort
 import pytest
 
 from runtime.artifact.folder import Artifact
-from runtime.cuda import CudaError
 from runtime.engine.cuda.decoder import _Sizes
 from runtime.engine.cuda.engine import CudaEngine
-from runtime.engine.cuda.memory import Memory
 from runtime.errors import CapacityError
 from runtime.prompt.patches import PatchedImage
 from tests.executing_trt import HostDevice
@@ -63,44 +60,9 @@ def test_too_little_memory_for_an_image_is_told(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = CudaEngine(Artifact.open(built), provider=HOST, device=HostDevice())
-    values = engine._vision_config.patch_values
+    values = engine._config.vision.patch_values
     image = PatchedImage(patches=np.zeros((4, 6, values), dtype=np.float32))
     assert engine.encode(image).shape[0] == 6
     monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", fail)
     with pytest.raises(CapacityError, match=r"an image in the vision encoder: .*too small"):
         engine.encode(image)
-
-
-def test_a_closed_engine_has_given_all_memory_back(built: Path) -> None:
-    device = HostDevice()
-    engine = CudaEngine(Artifact.open(built), provider=HOST, device=device)
-    assert len(device.blocks) > 6
-    engine.close()
-    engine.close()
-    assert not device.blocks
-
-
-def test_so_has_one_that_nobody_holds_any_more_or_that_could_not_be_opened(built: Path) -> None:
-    device = HostDevice()
-    engine = CudaEngine(Artifact.open(built), provider=HOST, device=device)
-    del engine
-    gc.collect()
-    assert not device.blocks
-    small = HostDevice(memory_bytes=1200 * 4 * 40 * 4)
-    with pytest.raises(CapacityError) as caught:
-        CudaEngine(Artifact.open(built), provider=HOST, device=small)
-    del caught
-    gc.collect()
-    assert small.memory_bytes < 0
-    assert not small.blocks
-
-
-def test_a_lost_device_does_not_keep_an_engine_from_ending() -> None:
-    class Lost(HostDevice):
-        def free(self, address: int) -> None:
-            raise CudaError("cuMemFree_v2", 719, "unspecified launch failure")
-
-    memory = Memory(Lost())
-    memory.allocate(8)
-    memory.free()
-    assert memory._addresses == []

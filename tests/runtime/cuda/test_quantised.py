@@ -24,9 +24,10 @@ from runtime.engine.cuda.engine import CudaEngine
 from runtime.generation.releases import stop_ids
 from runtime.prompt.encoder import PromptEncoder
 from tests.executing_trt import HostDevice
+from tests.runtime.conftest import CUDA_SIZES
 from tool import app
 
-from .conftest import HOST, SIZES
+from .conftest import HOST
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--recipe", str(recipe), "--data", "nano-calibration", "--held-out", "nano", *FEW]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    build_target(folder / "artifact", "cuda", SIZES)
+    build_target(folder / "artifact", "cuda", CUDA_SIZES)
     return folder / "artifact"
 
 

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
+from runtime.engine.cpu.weights_place import WeightsPlace
 from runtime.engine.protocol import FloatArray
-from runtime.engine.weights_place import WeightsPlace
 from runtime.session import Session
 from tool import app
 
@@ -33,28 +33,28 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stock(artifact: Path) -> OnnxEngine:
+def stock(artifact: Path) -> CpuEngine:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KIMIVL_OPS", "off")
-        return OnnxEngine(Artifact.open(artifact), num_threads=1)
+        return CpuEngine(Artifact.open(artifact), num_threads=1)
 
 
 @pytest.fixture(scope="module", params=["packed", "mapped"])
 def fast(
-    artifact: Path, stock: OnnxEngine, library: Path, request: pytest.FixtureRequest
-) -> OnnxEngine:
+    artifact: Path, stock: CpuEngine, library: Path, request: pytest.FixtureRequest
+) -> CpuEngine:
     place: WeightsPlace = request.param
     assert library.exists()
-    return OnnxEngine(Artifact.open(artifact), num_threads=2, weights=place)
+    return CpuEngine(Artifact.open(artifact), num_threads=2, weights=place)
 
 
-def embedded(engine: OnnxEngine, seed: int, batch: int, tokens: int) -> FloatArray:
+def embedded(engine: CpuEngine, seed: int, batch: int, tokens: int) -> FloatArray:
     ids = np.random.default_rng(seed).integers(0, 400, batch * tokens)
     return engine.embed(ids).reshape(batch, tokens, -1)
 
 
 def step(
-    engine: OnnxEngine, slots: list[int], tokens: int, lengths: list[int], seed: int
+    engine: CpuEngine, slots: list[int], tokens: int, lengths: list[int], seed: int
 ) -> FloatArray:
     hidden = embedded(engine, seed, len(slots), tokens)
     rows = np.arange(len(slots) * tokens)
@@ -62,9 +62,9 @@ def step(
 
 
 def test_slots_that_are_and_that_are_no_neighbours_give_what_each_gives_alone(
-    artifact: Path, fast: OnnxEngine
+    artifact: Path, fast: CpuEngine
 ) -> None:
-    alone, lengths = OnnxEngine(Artifact.open(artifact), num_threads=1), [0, 0, 0]
+    alone, lengths = CpuEngine(Artifact.open(artifact), num_threads=1), [0, 0, 0]
     plan = [([0], 9), ([2], 4), ([1], 30), ([0, 1, 2], 1), ([0, 2], 1), ([2, 0], 3), ([1, 2], 1)]
     errors: list[float] = []
     for turn, (slots, tokens) in enumerate(plan * 2):
@@ -80,13 +80,13 @@ def test_slots_that_are_and_that_are_no_neighbours_give_what_each_gives_alone(
     assert np.mean(np.array(errors) < SAME) > 0.9
 
 
-def test_a_prompt_gives_what_stock_ops_give(stock: OnnxEngine, fast: OnnxEngine) -> None:
+def test_a_prompt_gives_what_stock_ops_give(stock: CpuEngine, fast: CpuEngine) -> None:
     expected, found = step(stock, [0], 40, [0], 3), step(fast, [0], 40, [0], 3)
     errors = np.abs(found - expected).max(axis=1) / np.abs(expected).max()
     assert np.median(errors) < CLOSE
 
 
-def test_a_prefix_can_be_copied_to_another_slot(fast: OnnxEngine) -> None:
+def test_a_prefix_can_be_copied_to_another_slot(fast: CpuEngine) -> None:
     step(fast, [0], 12, [0], 1)
     fast.copy_prefix(0, 1, 12)
     first, second = step(fast, [0], 1, [12], 2), step(fast, [1], 1, [12], 2)

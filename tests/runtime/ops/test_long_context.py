@@ -27,7 +27,7 @@ from export.stage import Calibrated, ExportOptions, export_checkpoint
 from export.synthetic.configs import TINY_CONFIG
 from export.synthetic.folder import write_synthetic
 from runtime.artifact.folder import Artifact
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.names import CACHE, CACHE_KEYS, CACHE_SCALES
 from runtime.ops.library import SWITCH
 from tests.stock_runtime import error
@@ -222,13 +222,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def engine(artifact: Path, kind: str, request: pytest.FixtureRequest) -> Iterator[OnnxEngine]:
+def engine(artifact: Path, kind: str, request: pytest.FixtureRequest) -> Iterator[CpuEngine]:
     """An engine whose cache is full of drawn numbers."""
     with pytest.MonkeyPatch.context() as patch:
         if kind == "kernels":
             request.getfixturevalue("library")
         patch.setenv(SWITCH, "off" if kind == "stock" else "on")
-        made = OnnxEngine(Artifact.open(artifact), num_threads=2)
+        made = CpuEngine(Artifact.open(artifact), num_threads=2)
         random = np.random.default_rng(5)
         for buffers in made._cache.whole(slice(0, 1)):
             fill(buffers, random)
@@ -258,7 +258,7 @@ def read(buffers: Mapping[str, Array], length: int) -> Cached:
 @pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_last_tokens_logits_are_those_of_float64_over_the_same_cache(
-    engine: OnnxEngine, oracle: Oracle, artifact: Path, kind: str, length: int
+    engine: CpuEngine, oracle: Oracle, artifact: Path, kind: str, length: int
 ) -> None:
     position = length - 1
     hidden = engine.embed(np.array([TOKEN]))[None]

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from runtime import GenerationLimits, Sampling, Session
-from runtime.engine.onnx_engine import OnnxEngine
+from runtime.engine.cpu.engine import CpuEngine
 from runtime.engine.protocol import Engine, FloatArray
 from runtime.engine.trt.engine import TensorRTEngine
 from runtime.errors import CapacityError, NumericError
+from runtime.prompt.encoder import Prompt
 from tests.executing_trt import HostDevice
+from tests.runtime.conftest import PLANS_SIZES
 
 START = np.zeros(1, dtype=np.int64)
 BYTES_OF_A_CHOICE = 8
@@ -56,6 +58,11 @@ def test_one_recording_serves_both_kinds_of_steps(
     assert device.replays - before == 8  # of 10 steps the first runs, the second is recorded
 
 
+def bytes_of_looks(prompt: Prompt) -> int:
+    """What is read of a prompt's chunks but the last, to see whether they went wrong."""
+    return BYTES_OF_A_CHOICE * ((prompt.ids.size - 1) // PLANS_SIZES.prefill_chunk)
+
+
 def test_greedy_decoding_reads_eight_bytes_for_a_token(
     built: Path, engine: TensorRTEngine, device: HostDevice
 ) -> None:
@@ -71,7 +78,8 @@ def test_greedy_decoding_reads_eight_bytes_for_a_token(
         assert request.result is not None
         answers.append(request.result.ids)
     assert answers[0] == answers[1]
-    assert num_bytes == [len(answers[0]) * size for size in (BYTES_OF_A_CHOICE, 4 * 768)]
+    looks = bytes_of_looks(prompt)
+    assert num_bytes == [looks + len(answers[0]) * size for size in (BYTES_OF_A_CHOICE, 4 * 768)]
 
 
 def test_batched_greedy_answers_read_no_logits_unless_one_beside_them_needs_some(
@@ -91,13 +99,14 @@ def test_batched_greedy_answers_read_no_logits_unless_one_beside_them_needs_some
         num_bytes.append(device.bytes_read - before)
         answers.append([answer.ids for answer in found])
     assert answers[0] == answers[1]
-    assert num_bytes[0] == BYTES_OF_A_CHOICE * sum(map(len, answers[0]))
+    looks = sum(map(bytes_of_looks, prompts))
+    assert num_bytes[0] == looks + BYTES_OF_A_CHOICE * sum(map(len, answers[0]))
     assert num_bytes[1] >= 4 * 768 * len(answers[1][2])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_row_that_is_not_finite_ends_the_step_and_clears_its_slots(
-    value: float, engine: TensorRTEngine, truth: OnnxEngine, device: HostDevice
+    value: float, engine: TensorRTEngine, truth: CpuEngine, device: HostDevice
 ) -> None:
     bad = hidden_of(engine, 2, 5, seed=7)
     bad[1, 2] = value
@@ -114,7 +123,7 @@ def test_a_row_that_is_not_finite_ends_the_step_and_clears_its_slots(
 
 
 def test_a_greedy_step_over_the_capacity_is_refused(
-    engine: TensorRTEngine, truth: OnnxEngine
+    engine: TensorRTEngine, truth: CpuEngine
 ) -> None:
     for one in (engine, truth):
         with pytest.raises(CapacityError, match="257 tokens do not fit a cache of 256"):

@@ -14,8 +14,9 @@ from runtime.engine.trt.package import check_device, load_package
 from runtime.errors import ArtifactError, UnsupportedError
 from tests.executing_trt import HostDevice, executing_package
 from tests.robustness.tampering import put_in_place, read_fields, write_fields
+from tests.runtime.conftest import PLANS_TARGET
 
-from .conftest import TARGET, make_engine
+from .conftest import make_engine
 
 
 def record(package: str = "tensorrt_rtx", version: str = "0.9") -> PlansRecord:
@@ -33,7 +34,7 @@ def test_another_version_is_named_with_ours() -> None:
 
 
 def test_a_package_that_is_not_there_says_what_to_install() -> None:
-    expected = r"TensorRT is not installed .*pip install 'kimivl\[trt\]' tensorrt==11.4"
+    expected = r"TensorRT is not installed .*; pip install tensorrt==11.4"
     with pytest.raises(UnsupportedError, match=expected):
         load_package(record("tensorrt", "11.4"))
 
@@ -51,7 +52,7 @@ def test_another_gpu_is_named_with_those_that_were_built_for() -> None:
 
 def test_a_machine_without_a_gpu_says_so(built: Path) -> None:
     with pytest.raises(UnsupportedError, match="no CUDA driver"):
-        Session.open(built, target=TARGET)
+        Session.open(built, target=PLANS_TARGET)
 
 
 def test_a_tampered_plan_is_never_deserialised(copied: Path) -> None:
@@ -65,18 +66,18 @@ def test_a_tampered_plan_is_never_deserialised(copied: Path) -> None:
 
 def test_a_plan_changed_after_the_check_is_not_loaded(built: Path, copied: Path) -> None:
     artifact, device = Artifact.open(copied), HostDevice()
-    package = executing_package(artifact, TARGET, device)
+    package = executing_package(artifact, PLANS_TARGET, device)
     plan = copied / "engines" / "rtx-sm89+sm120" / "vision.plan"
     plan.write_bytes(plan.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match=r"vision\.plan: does not have the SHA-256"):
-        TensorRTEngine(artifact, TARGET, package=package, device=device)
+        TensorRTEngine(artifact, PLANS_TARGET, package=package, device=device)
 
 
 def test_a_plan_that_tensorrt_does_not_take_is_named(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact, device = Artifact.open(built), HostDevice()
-    package = executing_package(artifact, TARGET, device)
+    package = executing_package(artifact, PLANS_TARGET, device)
 
     class Refusing:
         def __init__(self, logger: object) -> None:
@@ -87,7 +88,7 @@ def test_a_plan_that_tensorrt_does_not_take_is_named(
 
     monkeypatch.setattr(package, "Runtime", Refusing)
     with pytest.raises(ArtifactError, match=r"\.plan: TensorRT does not load this plan"):
-        TensorRTEngine(artifact, TARGET, package=package, device=device)
+        TensorRTEngine(artifact, PLANS_TARGET, package=package, device=device)
 
 
 def test_a_target_of_graphs_has_no_plans(built: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_wrong_record_of_plans_is_refused(
     place: tuple[str, ...], value: object, message: str, copied: Path
 ) -> None:
     fields = read_fields(copied)
-    holder = fields["targets"][TARGET]["plans"]
+    holder = fields["targets"][PLANS_TARGET]["plans"]
     for name in place[:-1]:
         holder = holder[name]
     holder[place[-1]] = value
@@ -130,7 +131,7 @@ def test_weights_that_are_not_bound_as_the_plan_takes_them_are_refused(
     change: dict[str, object], message: str, copied: Path
 ) -> None:
     fields = read_fields(copied)
-    head = fields["targets"][TARGET]["plans"]["engines"]["head"]
+    head = fields["targets"][PLANS_TARGET]["plans"]["engines"]["head"]
     head["weights"]["lm_head.weight"].update(change)
     write_fields(copied, fields)
     with pytest.raises(ArtifactError, match=message):
@@ -139,7 +140,7 @@ def test_weights_that_are_not_bound_as_the_plan_takes_them_are_refused(
 
 def test_plans_of_other_graphs_are_refused(copied: Path) -> None:
     fields = read_fields(copied)
-    engines = fields["targets"][TARGET]["plans"]["engines"]
+    engines = fields["targets"][PLANS_TARGET]["plans"]["engines"]
     engines["head"]["path"] = engines["projector"]["path"]
     del engines["layer_00"]["weights"]["self_attn.q_proj.weight"]
     write_fields(copied, fields)

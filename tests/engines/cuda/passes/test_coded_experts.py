@@ -79,8 +79,7 @@ def test_the_chosen_experts_are_mixed_by_their_scores(
     (node,) = (node for node in made.graph if node.op_type == "QMoE")
     attributes = {name: one.value for name, one in node.attributes.items()}
     assert (attributes["k"], attributes["block_size"]) == (K, group or 64)
-    assert (attributes["weights_prepacked"], attributes["normalize_routing_weights"]) == (0, 0)
-    assert node.inputs[1] is node.inputs[14]
+    assert (attributes["weights_prepacked"], attributes["normalize_routing_weights"]) == (0, 1)
     read = [node.inputs[place] for place in (0, 1, 3, 6)]
     assert {value.dtype for value in read if value} == {ir.DataType.FLOAT16}
     found = run(made, feeds())
@@ -88,7 +87,28 @@ def test_the_chosen_experts_are_mixed_by_their_scores(
     assert error(found.astype(np.float64), oracle(given, feeds())) <= bound
 
 
-def test_scores_are_neither_normalised_nor_put_through_a_softmax() -> None:
+def test_what_a_card_weighs_by_are_the_scores() -> None:
+    """The CUDA kernel: softmax over all experts, the K largest, normalised; no other input."""
+    made = lowered(graph(matrices(bits=4, group=64)), [CodedExperts()])
+    (node,) = (node for node in made.graph if node.op_type == "QMoE")
+    assert len(node.inputs) == 7
+    logits = node.inputs[1]
+    assert logits is not None
+    made.graph.outputs[:] = [logits]
+    fed = feeds()
+    found = run(made, fed).astype(np.float64)
+    shares = np.exp(found - found.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    kth = -np.sort(-shares, axis=1)[:, K - 1 : K]
+    shares = np.where(shares >= kth, shares, 0)
+    shares /= shares.sum(axis=1, keepdims=True)
+    expected = np.zeros_like(shares)
+    np.put_along_axis(expected, fed["experts"], fed["scores"], axis=1)
+    weights = shares * fed["scores"].sum(axis=1, keepdims=True)
+    assert error(weights, expected) <= HALF
+
+
+def test_the_sum_of_the_scores_is_not_lost() -> None:
     given = matrices(bits=4, group=64)
     made = lowered(graph(given), [CodedExperts()])
     twice = {**feeds(), "scores": 2 * feeds()["scores"]}
@@ -127,5 +147,7 @@ def test_two_halves_that_are_no_pair_stop_the_build() -> None:
     }"""
     given = matrices(bits=4, group=32)
     del given["down"]
-    with pytest.raises(RuntimeError, match="coded-experts on g: requires: 1 ExpertsUp, 0 down"):
+    with pytest.raises(
+        RuntimeError, match="coded-experts-by-softmax on g: requires: 1 ExpertsUp, 0 down"
+    ):
         lowered(graph(given, text), [CodedExperts()])

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from runtime.engine.trt.numbers import from_stored, to_stored
-from runtime.engine.trt.pieces import Piece, cut_step
+from runtime.engine.gpu.numbers import from_stored, to_stored
+from runtime.engine.gpu.pieces import Piece, cut_step
 
 
 def cut(slots: list[int], num_new: int, rows: list[int], max_tokens: int) -> list[Piece]:

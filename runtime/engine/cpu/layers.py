@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnxruntime as ort
 
-from .. import names
+from ... import names
+from ..protocol import FloatArray, IntArray
 from .cache import LatentCache, Window
-from .protocol import FloatArray, IntArray
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
 """Told the router's decisions of a layer after each step: layer number, tap name to values."""
@@ -22,7 +22,7 @@ _MAX_BOUND = 4
 """Steps of different slots or sizes whose buffers are kept."""
 
 
-class OnnxLayers:
+class CpuLayers:
     """Runs all layers, one behind the other."""
 
     def __init__(

@@ -118,7 +118,8 @@ class CudaDevice:
             raise CapacityError(
                 f"{self.name}: {size_bytes / 1e6:,.0f} MB more are needed, "
                 f"{free.value / 1e6:,.0f} of {total.value / 1e6:,.0f} MB are free; end what else "
-                "uses the GPU, or build with a smaller --max-kv-cache-capacity or --max-batch-size"
+                "uses the GPU, or build with a smaller --max-kv-cache-capacity, --max-batch-size "
+                "or --prefill-chunk"
             ) from error
         return address.value
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..limits import Limits
-from .checks import check_rows, check_step
-from .protocol import FloatArray, IntArray
-from .trt.pieces import Piece, cut_step
+from ...limits import Limits
+from ..checks import check_rows, check_step
+from ..protocol import FloatArray, IntArray
+from .pieces import Piece, cut_step
 
 
 class HeadRows(NamedTuple):
@@ -26,6 +26,9 @@ class SlotMemory(Protocol):
 
     def clear(self, slot: int) -> None:
         """Fill a slot with zeros: attention masks what is behind a text, but 0 x NaN is not 0."""
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot to another, in every layer."""
 
 
 PieceRun = Callable[[Piece, FloatArray, IntArray], HeadRows]

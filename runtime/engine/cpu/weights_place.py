@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from ..artifact.folder import Artifact
+from ...artifact.folder import Artifact
 
 WeightsPlace = Literal["auto", "packed", "mapped"]
 _SPARE_BYTES = 2 << 30

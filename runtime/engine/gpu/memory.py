@@ -1,7 +1,7 @@
 """What an engine has reserved of a device, given back as a whole."""
 
 from ...cuda import CudaError
-from ..trt.device import Device
+from .device import Device
 
 
 class Memory:
@@ -10,7 +10,7 @@ class Memory:
     def __init__(self, device: Device) -> None:
         """Begin with none."""
         self.device = device
-        self._addresses: list[int] = []
+        self._addresses: set[int] = set()
 
     def allocate(self, size_bytes: int) -> int:
         """Reserve memory and give its address.
@@ -19,10 +19,15 @@ class Memory:
             CapacityError: there is not that much.
         """
         address = self.device.allocate(size_bytes)
-        self._addresses.append(address)
+        self._addresses.add(address)
         return address
 
-    def free(self) -> None:
+    def free(self, address: int) -> None:
+        """Give one piece back, when all work before is done."""
+        self._addresses.remove(address)
+        self.device.free(address)
+
+    def free_all(self) -> None:
         """Give everything back, when all work before is done; a lost device has nothing to take."""
         try:
             with self.device.active():

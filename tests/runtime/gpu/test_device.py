@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.cuda import Cuda, CudaError
-from runtime.engine.trt.device import CudaDevice
+from runtime.engine.gpu.device import CudaDevice
 from runtime.errors import CapacityError, UnsupportedError
 
 Argument = Any  # a ctypes value or array

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact.records import CacheRecord
-from ..errors import CapacityError
-from ..limits import Limits
+from ...artifact.records import CacheRecord
+from ...errors import CapacityError
+from ...limits import Limits
 
 Window = Mapping[str, NDArray[Any]]
 """Cache tensors of one layer by name, (B, 1, T, width) each."""

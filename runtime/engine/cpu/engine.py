@@ -5,27 +5,27 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime as ort
 
-from .. import names
-from ..artifact.folder import Artifact
-from ..config import KimiVLConfig
-from ..cores import thread_count
-from ..limits import Limits
-from ..ops.library import configure, find_library
-from ..prompt.patches import PatchedImage
+from ... import names
+from ...artifact.folder import Artifact
+from ...config import KimiVLConfig
+from ...cores import thread_count
+from ...limits import Limits
+from ...ops.library import configure, find_library
+from ...prompt.patches import PatchedImage
+from ..checks import check_finite, check_grid, check_rows, check_step, finite_rows
+from ..embedding import EmbeddingTable
+from ..onnx_session import open_session
+from ..protocol import FloatArray, IntArray
+from ..vision_inputs import vision_inputs
 from .cache import LatentCache
-from .checks import check_finite, check_grid, check_rows, check_step, finite_rows
 from .contract import check_graphs
-from .embedding import EmbeddingTable
-from .onnx_layers import Observer, OnnxLayers
-from .onnx_session import open_session
-from .protocol import FloatArray, IntArray
-from .vision_inputs import vision_inputs
+from .layers import CpuLayers, Observer
 from .weights_place import WeightsPlace, should_pack
 
 _WHERE = "the decoder"
 
 
-class OnnxEngine:
+class CpuEngine:
     """Runs an artifact's graphs for one target of ONNX Runtime."""
 
     def __init__(
@@ -68,7 +68,7 @@ class OnnxEngine:
         self._head = sessions[names.HEAD]
         layers = {number: sessions[names.layer_name(number)] for number in artifact.manifest.layers}
         self._cache = LatentCache(len(layers), record.cache, record.limits)
-        self._layers = OnnxLayers(
+        self._layers = CpuLayers(
             layers,
             self._cache,
             read_whole_slots=library is not None

@@ -1,0 +1,1 @@
+"""What engines on a GPU share: the device, its memory, steps in pieces."""
