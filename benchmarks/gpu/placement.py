@@ -28,6 +28,7 @@ from runtime.errors import KimiVLError, UnsupportedError
 from .stand_in import write_stand_ins
 
 _PROVIDER = Path("onnxruntime") / "capi" / "libonnxruntime_providers_cuda.so"
+_ROOT = Path(__file__).resolve().parents[2]
 _NODE = re.compile(r"VerifyEachNodeIsAssignedToAnEp\]\s+(\w+) \(")
 _GROUP = re.compile(r"Node\(s\) placed on \[(\w+)ExecutionProvider\]")
 _ALL = re.compile(r"All nodes placed on \[CUDAExecutionProvider\]\. Number of nodes: (\d+)")
@@ -52,17 +53,22 @@ def main(words: Sequence[str]) -> int:
     """Print placements as JSON; 1 if the decoder would not be recorded or nothing could be told."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.placement")
     parser.add_argument("artifact", type=Path)
-    parser.add_argument("--packages", type=Path, help="that hold onnxruntime-gpu")
+    add_packages(parser)
     given = parser.parse_args(words)
-    packages = given.packages or Path(sysconfig.get_path("purelib"))
     try:
-        found = placements(Artifact.open(given.artifact), packages)
+        found = placements(Artifact.open(given.artifact), given.packages)
     except KimiVLError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     shown = {name: asdict(one) for name, one in found.items()}
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     return 0 if found[names.DECODER].is_recorded else 1
+
+
+def add_packages(parser: argparse.ArgumentParser) -> None:
+    """Let a user say where onnxruntime-gpu is; beside this Python's packages, if left out."""
+    here = Path(sysconfig.get_path("purelib"))
+    parser.add_argument("--packages", type=Path, default=here, help="that hold onnxruntime-gpu")
 
 
 def placements(artifact: Artifact, packages: Path) -> dict[str, Placement]:
@@ -73,24 +79,52 @@ def placements(artifact: Artifact, packages: Path) -> dict[str, Placement]:
         ArtifactError: the artifact was not built for the target.
     """
     record = artifact.target("cuda")
+    paths = {
+        name: artifact.folder / record.graphs[name] for name in (names.VISION, names.PROJECTOR)
+    }
+    paths[names.DECODER] = decoder_of(artifact)
+    return {name: read_log(run_session(packages, path)) for name, path in paths.items()}
+
+
+def decoder_of(artifact: Artifact) -> Path:
+    """Give the joined graph of target `cuda`.
+
+    Raises:
+        ArtifactError: the artifact was not built for the target.
+    """
+    return artifact.folder / str(artifact.target("cuda").decoder)
+
+
+def run_session(packages: Path, graph: Path, *sizes: str) -> str:
+    """Open a graph over stand-ins, in a process of its own, and give what stands on its stderr.
+
+    Args:
+        packages: that hold onnxruntime-gpu.
+        graph: a file.
+        sizes: of a step to record: slots, and tokens that attention reads.
+
+    Raises:
+        UnsupportedError: there is no onnxruntime-gpu, or it refuses the graph.
+    """
     provider = packages / _PROVIDER
     if not provider.exists():
         raise UnsupportedError(f"{packages}: no onnxruntime-gpu; give its folder by --packages")
-    paths = {name: record.graphs[name] for name in (names.VISION, names.PROJECTOR)}
-    paths[names.DECODER] = str(record.decoder)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu.stand_in_session",
+        str(graph.resolve()),
+        *sizes,
+    ]
     with tempfile.TemporaryDirectory() as folder:
         write_stand_ins(provider, Path(folder))
-        environment = {**os.environ, "LD_LIBRARY_PATH": folder, "PYTHONPATH": str(packages)}
-        return {name: _place(artifact.folder / path, environment) for name, path in paths.items()}
-
-
-def _place(graph: Path, environment: dict[str, str]) -> Placement:
-    command = [sys.executable, "-c", _SESSION, str(graph)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        paths = {"LD_LIBRARY_PATH": folder, "PYTHONPATH": f"{packages.resolve()}:{_ROOT}"}
+        environment = {**os.environ, **paths}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise UnsupportedError(f"{graph}: {last}")
-    return read_log(done.stderr)
+    return done.stderr
 
 
 def read_log(text: str) -> Placement:
@@ -113,24 +147,6 @@ def read_log(text: str) -> Placement:
         copies=copies,
         is_recorded=_RECORDS in text,
     )
-
-
-# Run by a Python that finds onnxruntime-gpu first; its options are those of the engine's sessions.
-_SESSION = """
-import sys
-import onnxruntime as ort
-options = ort.SessionOptions()
-options.log_severity_level = 0
-options.log_verbosity_level = 1
-options.enable_mem_pattern = False
-options.add_session_config_entry("session.disable_quant_qdq", "1")
-options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "0")
-wanted = {"use_tf32": "0", "enable_cuda_graph": "1"}
-providers = [("CUDAExecutionProvider", wanted), "CPUExecutionProvider"]
-session = ort.InferenceSession(sys.argv[1], options, providers=providers)
-if session.get_providers()[0] != "CUDAExecutionProvider":
-    sys.exit("the provider did not load")
-"""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Stand-ins for the libraries of CUDA, so that ONNX Runtime's provider loads where no card is.
 
 Calls succeed and memory is the host's; kernels are never run, so that nothing is computed. What can
-be seen is what the host decides: which nodes the provider takes, and whether it would record them.
+be seen is what the host decides: which nodes the provider takes, whether it would record them, and
+what it launches while it records: a line `launch COUNT NAME` on stderr for each kernel or call.
 """
 
 import re
@@ -25,13 +26,16 @@ _HANDLE = "*(void **)a = malloc(16); return 0;"
 _ALLOCATE = "return posix_memalign((void **)a, 256, b ? b : 256);"
 _FREE = "free((void *)a); return 0;"
 _COPY = "memmove((void *)a, (void *)b, c); return 0;"
+_COPY_LATER = f'called("cudaMemcpyAsync"); {_COPY}'
 _FILL = "memset((void *)a, (int)b, c); return 0;"
+_FILL_LATER = f'called("cudaMemsetAsync"); {_FILL}'
 _VERSION = "*(int *)a = 13000; return 0;"
 _TEXT = 'return (long)"stand-in";'
 _BODIES = {
     "__cudaRegisterFatBinary": "static int one; static void *handle = &one; return (long)&handle;",
-    "__cudaPopCallConfiguration": "return 1;",  # so that no kernel is launched
-    "__cudaGetKernel": _HANDLE,
+    "__cudaGetKernel": "*(void **)a = (void *)b; return 0;",
+    "__cudaLaunchKernel": "launched((void *)a); return 0;",
+    "__cudaRegisterFunction": "name((void *)b, (char *)d); return 0;",
     "cublasCreate_v2": _HANDLE,
     "cublasGetStatusName": _TEXT,
     "cublasGetStatusString": _TEXT,
@@ -53,6 +57,9 @@ _BODIES = {
     "cudaGetErrorString": _TEXT,
     "cudaGraphInstantiate": _HANDLE,
     "cudaHostAlloc": _ALLOCATE,
+    "cudaLaunchCooperativeKernel": "launched((void *)a); return 0;",
+    "cudaLaunchKernel": "launched((void *)a); return 0;",
+    "cudaLaunchKernelExC": "launched((void *)b); return 0;",
     "cudaLibraryGetKernel": _HANDLE,
     "cudaLibraryLoadData": _HANDLE,
     "cudaMalloc": _ALLOCATE,
@@ -61,23 +68,26 @@ _BODIES = {
     "cudaMemGetInfo": "*(long *)a = 70L << 30; *(long *)b = 80L << 30; return 0;",
     "cudaMemPoolCreate": _HANDLE,
     "cudaMemcpy": _COPY,
-    "cudaMemcpyAsync": _COPY,
+    "cudaMemcpyAsync": _COPY_LATER,
     "cudaMemset": _FILL,
-    "cudaMemsetAsync": _FILL,
+    "cudaMemsetAsync": _FILL_LATER,
     "cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": "*(int *)a = 2; return 0;",
     "cudaPointerGetAttributes": "memset((void *)a, 0, 64); *(int *)a = 2; return 0;",
     "cudaRuntimeGetVersion": _VERSION,
     "cudaStreamCreate": _HANDLE,
     "cudaStreamCreateWithFlags": _HANDLE,
-    "cudaStreamEndCapture": "*(void **)b = malloc(16); return 0;",
-    "cudaStreamIsCapturing": "*(int *)b = 0; return 0;",
+    "cudaStreamBeginCapture": 'setenv(RECORDS, "1", 1); return 0;',
+    "cudaStreamEndCapture": "report(); *(void **)b = malloc(16); return 0;",
+    "cudaStreamIsCapturing": "*(int *)b = getenv(RECORDS) != 0; return 0;",
 }
 """What functions do that have more to do than to succeed; arguments are a, b, c ..."""
 
 # Attributes and the layout of cudaDeviceProp: cuda_runtime_api.h and driver_types.h of CUDA 13.
 _HEAD = """
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#define RECORDS "STAND_IN_RECORDS"  // all libraries see one environment
 static int done(void) { return 0; }
 static int attribute(int which)
 {
@@ -103,6 +113,31 @@ static void properties(char *p)
     *(int *)(p + 320) = 1024;
     *(int *)(p + 360) = 9;
     *(int *)(p + 384) = *(int *)(p + 388) = 132;
+}
+static struct { void *key; const char *name; long count; } kernels[1 << 17];
+static long num_kernels;
+static void name(void *key, const char *text)
+{
+    if (num_kernels == 1 << 17) return;
+    kernels[num_kernels].key = key;
+    kernels[num_kernels++].name = text;
+}
+static void tell(long count, const char *text) { fprintf(stderr, "launch %ld %s\\n", count, text); }
+static void launched(void *key)
+{
+    if (!getenv(RECORDS)) return;
+    for (long i = 0; i < num_kernels; i++)
+        if (kernels[i].key == key) { kernels[i].count++; return; }
+    tell(1, "unknown");
+}
+static void called(const char *text) { if (getenv(RECORDS)) tell(1, text); }
+static void report(void)
+{
+    unsetenv(RECORDS);
+    for (long i = 0; i < num_kernels; i++) {
+        if (kernels[i].count) tell(kernels[i].count, kernels[i].name);
+        kernels[i].count = 0;
+    }
 }
 """
 
@@ -138,10 +173,16 @@ def needed(table: str) -> dict[str, list[str]]:
 def source(functions: Sequence[str], bodies: Mapping[str, str] = _BODIES) -> str:
     """Write the C of some functions."""
     lines = [
-        f"long {name}(long a, long b, long c) {{ {bodies.get(name, 'return 0;')} }}"
+        f"long {name}(long a, long b, long c, long d) {{ {bodies.get(name) or _succeed(name)} }}"
         for name in functions
     ]
     return "\n".join([_HEAD, *lines, ""])
+
+
+def _succeed(function: str) -> str:
+    """Give the body of what has nothing else to do; a product of cuBLAS is told."""
+    is_product = re.match(r"cublas(Lt)?\w*(Gem[mv]|gem[mv]|Matmul(?!\w))", function)
+    return f'called("{function}"); return 0;' if is_product else "return 0;"
 
 
 def _compile(folder: Path, library: str, functions: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ JOIN_S = 0.1
 GRAPH_S = 0.6
 """The passes over a graph; seen: 3.2 s for five of target `cpu`."""
 SCORE_COPIES = 3
-"""Scores of a step in fp32, (tokens, heads, cached tokens), held at a time; counted, not seen."""
+"""Scores of a step in the base type, (tokens, heads, cached tokens), held at a time; counted."""
 PATCH_BYTES = 130
 """What the tower's session holds for a patch and channel of the largest image; seen over stand-ins,
 with 144 channels: 112 in 16 bits, 129 in fp32, no scores among them."""
@@ -60,7 +60,7 @@ def device_memory(work: Work, cache_bytes: int) -> DeviceMemory:
     decoder, limits = work.config.decoder, work.limits
     tokens = max(limits.prefill_chunk, limits.max_slots)
     base = BASE_BYTES[work.recipe.base]
-    scores = SCORE_COPIES * 4 * tokens * decoder.num_heads * limits.max_tokens
+    scores = SCORE_COPIES * base * tokens * decoder.num_heads * limits.max_tokens
     # Sessions have arenas of their own, which keep what their largest step took.
     image = PATCH_BYTES * work.config.vision.width * limits.max_patches
     rows = max(limits.max_slots, min(limits.prefill_chunk, MAX_ROWS))

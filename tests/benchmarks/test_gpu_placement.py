@@ -3,12 +3,15 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmarks.gpu import placement
+from benchmarks.gpu import launches, placement
+from benchmarks.gpu.launches import read_launches
 from benchmarks.gpu.placement import Placement, read_log
 from benchmarks.gpu.stand_in import needed, source
 from engines.build import build_target
@@ -73,15 +76,52 @@ def test_a_stand_in_gives_the_hosts_memory_and_succeeds_at_all_else(tmp_path: Pa
     assert loaded.cudaStreamSynchronize(None) == 0
 
 
+def test_a_stand_in_tells_what_is_launched_while_it_records(tmp_path: Path) -> None:
+    functions = [
+        "__cudaRegisterFunction",
+        "cudaLaunchKernel",
+        "cudaMemcpyAsync",
+        "cudaStreamBeginCapture",
+        "cudaStreamEndCapture",
+    ]
+    runtime, products = tmp_path / "runtime.so", tmp_path / "products.so"
+    for place, names in ((runtime, functions), (products, ["cublasGemmEx", "cublasSetStream_v2"])):
+        code = tmp_path / f"{place.stem}.c"
+        code.write_text(source(names))
+        command = ["cc", "-shared", "-fPIC", "-w", "-o", str(place), str(code)]
+        subprocess.run(command, check=True)
+    steps = """
+import ctypes, sys
+runtime, products = map(ctypes.CDLL, sys.argv[1:])
+host, made = ctypes.create_string_buffer(8), ctypes.c_void_p()
+for key, name in ((11, b"_ZN4kept3addEv"), (12, b"never")):
+    runtime.__getattr__("__cudaRegisterFunction")(0, key, 0, name)
+def launch():
+    runtime.cudaLaunchKernel(11)
+    products.cublasGemmEx(0)
+    products.cublasSetStream_v2(0)
+    runtime.cudaMemcpyAsync(host, host, ctypes.c_long(4), 0)
+launch()
+runtime.cudaStreamBeginCapture(0, 0)
+launch(), launch()
+runtime.cudaStreamEndCapture(0, ctypes.byref(made))
+launch()
+"""
+    command = [sys.executable, "-c", steps, str(runtime), str(products)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert read_launches(told) == {"kept::add": 2, "cublasGemmEx": 2, "cudaMemcpyAsync": 2}
+
+
+@pytest.mark.parametrize("module", [placement, launches])
 def test_without_the_package_the_command_ends_in_one_line(
-    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    module: ModuleType, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(artifact), "--packages", str(tmp_path)]
-    assert placement.main(words) == 1
+    assert module.main(words) == 1
     assert "not built for target 'cuda'" in capsys.readouterr().err
     copy = shutil.copytree(artifact, tmp_path / "artifact")
     build_target(copy, "cuda", BuildOptions(max_tokens=64))
-    assert placement.main([str(copy), *words[1:]]) == 1
+    assert module.main([str(copy), *words[1:]]) == 1
     said = capsys.readouterr().err
     assert said == f"{tmp_path}: no onnxruntime-gpu; give its folder by --packages\n"
 

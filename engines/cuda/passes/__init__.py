@@ -8,6 +8,7 @@ from .choose_best import ChooseBestByTopK
 from .coded_experts import CodedExperts
 from .coded_products import CodedProducts
 from .products_by_head import ProductsByHead
+from .scaled_attention import ScaledAttention
 from .wide_features import WideFeatures
 
 
@@ -17,6 +18,7 @@ def passes() -> list[Pass]:
         CodedExperts(),
         FuseExperts(),
         CodedProducts(),
+        ScaledAttention(),
         InlineBodies(),
         ProductsByHead(),
         ChooseBestByTopK(),

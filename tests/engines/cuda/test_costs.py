@@ -44,7 +44,7 @@ def test_the_memory_of_the_card_is_weights_cache_scores_and_rows(
     assert memory.weights_bytes == pytest.approx(weights, rel=0.03)
     assert memory.cache_bytes == 32 * 8192 * 27 * 576 * 2
     patches = work(recipe, options).limits.max_patches
-    assert memory.scratch_bytes == 3 * 4 * 512 * 16 * 8192 + 130 * 1152 * patches
+    assert memory.scratch_bytes == 3 * 2 * 512 * 16 * 8192 + 130 * 1152 * patches
     assert memory.code_bytes == 0
     assert memory == device_memory(work(recipe, options), memory.cache_bytes)
 
