@@ -7,11 +7,10 @@ scores of attention and the largest image; left out are what else a step holds, 
 and what CUDA itself takes.
 """
 
-from export.recipe.sizes import BASE_BYTES, Parameter, recipe_of, stored_bytes
+from export.recipe.sizes import BASE_BYTES, Parameter, stored_bytes
 
 from .. import rates
 from ..costs import START_S, TORCH_BYTES, StageCost
-from ..cpu.block_size import block_size, common_block_size
 from ..device_memory import DeviceMemory
 from ..work import Work
 from .expert_sizes import takes_sizes
@@ -110,10 +109,5 @@ def _code_bytes(work: Work, parameter: Parameter) -> int:
 
 def _block(work: Work, parameter: Parameter) -> int:
     """Inputs that share a scale; 0 where a matrix does not fill its blocks."""
-    part = recipe_of(parameter, work.recipe)
-    group = None if part is None else part.weights.group
-    if parameter.part == "experts":
-        decoder = work.config.decoder
-        return common_block_size([decoder.width, decoder.expert_width], [group]) or 0
-    block = block_size(parameter.inputs, group)
-    return block if parameter.inputs % block == 0 else 0
+    block = work.block_of(parameter)
+    return block if block and parameter.inputs % block == 0 else 0

@@ -11,7 +11,7 @@ import pytest
 from calibration.verify import verify_artifact
 from engines.build import build_target, check_build
 from engines.cuda.decoder import join_decoder
-from engines.cuda.wide_features import WideFeatures
+from engines.cuda.passes.wide_features import WideFeatures
 from engines.job import load_graph, write_graph
 from engines.lowering import lower
 from engines.options import BuildOptions, PlanOptions

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from engines.graph_edits import static_size
+from engines.passes.graph_edits import static_size
 from runtime import names
 from runtime.artifact.folder import Artifact
 from runtime.engine.onnx_session import open_session
