@@ -62,6 +62,10 @@ APART: dict[str, set[str]] = {
     "engines/cuda": {"engines.cpu", "engines.trt"},
     "engines/trt": {"engines.cpu", "engines.cuda"},
     "engines/passes": {"engines.cpu", "engines.cuda", "engines.trt"},
+    "runtime/engine/cpu": {"runtime.engine.cuda", "runtime.engine.gpu", "runtime.engine.trt"},
+    "runtime/engine/cuda": {"runtime.engine.cpu", "runtime.engine.trt"},
+    "runtime/engine/trt": {"runtime.engine.cpu", "runtime.engine.cuda"},
+    "runtime/engine/gpu": {"runtime.engine.cpu", "runtime.engine.cuda", "runtime.engine.trt"},
 }
 
 MAX_FILE_LINES = 400
@@ -280,6 +284,8 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (wrong_directions, "commands/run.py", "from tool import app"),
     (wrong_directions, "tool.py", "from runtime import Session"),
     (imports_of_other_targets, "engines/cuda/costs.py", "from ..cpu.kept import Form"),
+    (imports_of_other_targets, "runtime/engine/cuda/engine.py", "from ..trt.plan import Plan"),
+    (imports_of_other_targets, "runtime/engine/gpu/engine.py", "from ..cuda import cache"),
     (imports_of_other_targets, "engines/cuda/passes/best.py", "from ...trt.passes import bodies"),
     (imports_of_other_targets, "engines/cpu/build.py", LATE.format("from .. import trt")),
     (imports_of_other_targets, "engines/trt/build.py", "import engines.cuda.decoder"),
