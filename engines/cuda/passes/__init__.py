@@ -9,6 +9,7 @@ from .coded_experts import CodedExperts
 from .coded_products import CodedProducts
 from .products_by_head import ProductsByHead
 from .scaled_attention import ScaledAttention
+from .skip_norms import SkipNorms
 from .wide_features import WideFeatures
 
 
@@ -25,3 +26,8 @@ def passes() -> list[Pass]:
         WideFeatures(),
         UniqueNames(),
     ]
+
+
+def joined_passes() -> list[Pass]:
+    """Return the passes over layers and head once they are one graph."""
+    return [SkipNorms()]

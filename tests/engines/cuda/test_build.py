@@ -34,6 +34,7 @@ def test_the_manifest_names_every_graph_and_the_joined_one(built: Path) -> None:
     assert {record.decoder, *record.graphs.values()} <= manifest.files.keys()
     assert record.plans is None
     assert record.passes[0] == "coded-experts-by-softmax"
+    assert record.passes[-1] == "skip-norms"
     assert manifest.targets["cpu"].decoder is None
 
 
@@ -84,7 +85,7 @@ def test_verify_measures_every_graph_on_the_kernels_of_the_cpu(built: Path, tmp_
     folder = shutil.copytree(built, tmp_path / "artifact")
     figures = verify_artifact(folder, "cuda").parity["cuda"]
     assert figures.keys() == {*Manifest.read(built).graphs, names.DECODER}
-    assert figures[names.DECODER] == 0.0  # the same numbers, bit for bit
+    assert 0.0 < figures[names.DECODER] < 1e-6  # of sums and norms in one operator
     assert max(figures.values()) < 1e-5
 
 
