@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from export.quantised.codes import LARGEST
 from export.quantised.places import places
-from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name
+from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, parameters_in_blocks
 
 _MICROSOFT = "com.microsoft"
 _READ_CODES = (
@@ -26,6 +26,8 @@ _READ_CODES = (
     (_MICROSOFT, "MatMulNBits"),
     (_MICROSOFT, "QMoE"),
 )
+
+_EXPERTS = (BLOCK_EXPERTS, "QMoE")
 
 
 class OwnRounding(NamedTuple):
@@ -44,16 +46,18 @@ def own_rounding(model: ir.Model, module: nn.Module) -> OwnRounding:
             where a recipe says so.
         module: the module that the graph was traced from.
     """
-    by_name = {blocks_name(place.parameter): place.parameter for place in places(module)}
+    parameters = {place.parameter for place in places(module)}
     blocks: dict[str, int] = {}
     replaces: set[str] = set()
     for node in model.graph:
         if (node.domain, node.op_type) not in _READ_CODES:
             continue
-        found = [by_name[value.name] for value in node.inputs if value and value.name in by_name]
-        between = found[1:]  # the halves of experts
+        names = [str(value.name) for value in node.inputs if value]
+        found = [one for name in names for one in parameters_in_blocks(name) if one in parameters]
+        is_of_experts = node.op_type in _EXPERTS
+        between = found[1:] if is_of_experts else []  # their halves
         if "num_shared" in node.attributes and node.attributes["num_shared"].as_int():
-            found += [name for name in by_name.values() if ".shared_experts." in name]
+            found += [name for name in parameters if ".shared_experts." in name]
         if _rounds(node):
             blocks |= dict.fromkeys(found, node.attributes["block_size"].as_int())
         replaces |= set(between if _is_rounded(node.inputs[0]) else found)

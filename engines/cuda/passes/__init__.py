@@ -7,6 +7,7 @@ from ...passes.unique_names import UniqueNames
 from .choose_best import ChooseBestByTopK
 from .coded_experts import CodedExperts
 from .coded_products import CodedProducts
+from .one_projection import OneProjection
 from .products_by_head import ProductsByHead
 from .scaled_attention import ScaledAttention
 from .skip_norms import SkipNorms
@@ -19,6 +20,7 @@ def passes() -> list[Pass]:
         CodedExperts(),
         FuseExperts(),
         CodedProducts(),
+        OneProjection(),
         ScaledAttention(),
         InlineBodies(),
         ProductsByHead(),
