@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from calibration.skip_norms import skip_norms
 from calibration.verify import verify_artifact
 from engines.build import build_target, check_build
 from engines.cuda.decoder import join_decoder
@@ -105,6 +106,23 @@ def test_verify_refuses_a_decoder_whose_layers_are_in_another_order(
     files = {**manifest.files, record.decoder: FileRecord.of(folder / record.decoder)}
     replace(manifest, files=files).write(folder)
     with pytest.raises(ArtifactError, match=r"1 problem: decoder is off .* allowed 1e-05"):
+        verify_artifact(folder, "cuda")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_verify_refuses_a_decoder_that_normalises_the_wrong_sum(
+    place: int, built: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(built, tmp_path / "artifact")
+    manifest = Manifest.read(folder)
+    path = "graphs/decoder.cuda.onnx"
+    model = load_graph(folder / path)
+    norm = skip_norms(model.graph)[place]
+    norm.replace_input_with(1, norm.inputs[0])
+    write_graph(folder / path, model)
+    files = {**manifest.files, path: FileRecord.of(folder / path)}
+    replace(manifest, files=files).write(folder)
+    with pytest.raises(ArtifactError, match="1 problem: decoder"):
         verify_artifact(folder, "cuda")
 
 
