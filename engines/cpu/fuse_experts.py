@@ -1,11 +1,11 @@
 """Chosen experts in one operator: `MoE` of ONNX Runtime reads only the weights that it needs.
 
-How it gets our scores is told in `softmax_mixture`.
+How it gets our scores is told in `softmax_mixture` and `share_mixture`.
 
 Experts whose inner values are rounded keep their neutral bodies: the operator cannot round there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,17 +18,30 @@ from runtime.names import BLOCK_EXPERTS, DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTE
 
 from ..graph_edits import drop_if_unused, neutral_nodes, static_size, stored_initializer
 from ..lowering import Lowered
-from .softmax_mixture import router_logits, scaled_by_sum
+from .plain_router import give_plain_scores, normalised_router
+from .share_mixture import WeighedByShare
+from .softmax_mixture import WeighedBySum, Weighing
+from .taped import ints
 
 _MICROSOFT = "com.microsoft"
 _FUSED = ("MoE", "QMoE", BLOCK_EXPERTS)
 """What a router may feed: what is made here, and what is made of integer codes before."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class FuseExperts:
-    """Replace each ExpertsUp and ExpertsDown by one `MoE`."""
+    """Replace each ExpertsUp and ExpertsDown by one `MoE`.
 
-    name = "fuse-experts"
+    With `cuts_routers` a router that divides by the sum of its scores is told not to: fewer nodes,
+    as it matters where each is a kernel to launch, and other roundings.
+    """
+
+    cuts_routers: bool = False
+
+    @property
+    def name(self) -> str:
+        """Tells whether routers are changed."""
+        return "fuse-experts-by-share" if self.cuts_routers else "fuse-experts"
 
     def requires(self, model: ir.Model) -> str | None:
         """The two halves come in pairs."""
@@ -39,7 +52,7 @@ class FuseExperts:
         """Fuse each pair; gate and up rows are interleaved in new weights."""
         weights = list(lowered.new_weights)
         for down in _fusable(lowered.model):
-            weights += _fuse(lowered.model, down)
+            weights += self._fuse(lowered.model, _Pair.of(down))
         for op_type in (EXPERTS_UP, EXPERTS_DOWN):
             if not neutral_nodes(lowered.model, op_type):
                 lowered.model.functions.pop((DOMAIN, op_type, ""), None)
@@ -52,6 +65,54 @@ class FuseExperts:
         if left or len(fused) + len(unfused) != len(neutral_nodes(model, ROUTER)):
             return f"{len(left)} pairs left, {len(fused)} fused, {len(unfused)} cannot be"
         return None
+
+    def _fuse(self, model: ir.Model, pair: "_Pair") -> list["RelaidExperts"]:
+        """Replace one pair by `MoE` and return its weights."""
+        graph, tape = model.graph, ir.tape.Tape()
+        if _op_type(pair.gate.producer()) in (None, "Cast"):
+            made, weights = _relay_stored(graph, pair)
+        else:
+            made, weights = [], _relay_computed(tape, pair)
+        weighing = self._weighing(model, pair)
+        attributes: dict[str, int | float | str] = {
+            "k": static_size(pair.experts, 1),
+            "activation_type": "swiglu",
+            "swiglu_fusion": 1,
+            "activation_alpha": 1.0,
+            "activation_beta": 0.0,
+            "normalize_routing_weights": 1,
+        }
+        inputs = [pair.hidden, weighing.logits(tape), weights[0], None, weights[1]]
+        mixed = tape.op("MoE", inputs, attributes, domain=_MICROSOFT)
+        scaled = weighing.scaled(tape, mixed)
+        old = pair.down_node.outputs[0]
+        scaled.type, scaled.shape = old.type, old.shape
+        graph.insert_before(pair.down_node, tape.nodes)
+        graph.opset_imports[_MICROSOFT] = 1
+        ir.convenience.replace_all_uses_with(old, scaled)
+        graph.remove([pair.down_node, pair.up_node], safe=True)
+        if made:
+            for value in (pair.gate, pair.up, pair.down):
+                drop_if_unused(graph, value)
+        return made
+
+    def _weighing(self, model: ir.Model, pair: "_Pair") -> Weighing:
+        num_experts, dtype = static_size(pair.gate, 0), pair.hidden.dtype
+        router = normalised_router(model, pair.scores) if self.cuts_routers else None
+        if router is None:
+            return WeighedBySum(
+                chosen=pair.experts, scores=pair.scores, num_experts=num_experts, dtype=dtype
+            )
+        give_plain_scores(model, router.node)
+        return WeighedByShare(
+            hidden=pair.hidden,
+            chosen=pair.experts,
+            scores=pair.scores,
+            num_experts=num_experts,
+            num_shared=0,
+            factor=router.factor,
+            dtype=dtype,
+        )
 
 
 def _fusable(model: ir.Model) -> list[ir.Node]:
@@ -123,41 +184,6 @@ class _Pair:
         )
 
 
-def _fuse(model: ir.Model, down_node: ir.Node) -> list[RelaidExperts]:
-    """Replace one pair by `MoE` and return its weights."""
-    pair, graph = _Pair.of(down_node), model.graph
-    tape = ir.tape.Tape()
-    if _op_type(pair.gate.producer()) in (None, "Cast"):
-        made, weights = _relay_stored(graph, pair)
-    else:
-        made, weights = [], _relay_computed(tape, pair)
-    dtype = pair.hidden.dtype
-    logits = router_logits(
-        tape, pair.experts, pair.scores, num_experts=static_size(pair.gate, 0), dtype=dtype
-    )
-    attributes: dict[str, int | float | str] = {
-        "k": static_size(pair.experts, 1),
-        "activation_type": "swiglu",
-        "swiglu_fusion": 1,
-        "activation_alpha": 1.0,
-        "activation_beta": 0.0,
-        "normalize_routing_weights": 1,
-    }
-    inputs = [pair.hidden, logits, weights[0], None, weights[1]]
-    mixed = tape.op("MoE", inputs, attributes, domain=_MICROSOFT)
-    scaled = scaled_by_sum(tape, mixed, pair.scores, dtype=dtype)
-    old = down_node.outputs[0]
-    scaled.type, scaled.shape = old.type, old.shape
-    graph.insert_before(down_node, tape.nodes)
-    graph.opset_imports[_MICROSOFT] = 1
-    ir.convenience.replace_all_uses_with(old, scaled)
-    graph.remove([pair.down_node, pair.up_node], safe=True)
-    if made:
-        for value in (pair.gate, pair.up, pair.down):
-            drop_if_unused(graph, value)
-    return made
-
-
 def _relay_stored(graph: ir.Graph, pair: _Pair) -> tuple[list[RelaidExperts], list[ir.Value]]:
     """Store the weights anew in the operator's order."""
     stem = str(stored_initializer(pair.gate).name).rpartition(".")[0]
@@ -173,14 +199,10 @@ def _relay_computed(tape: ir.tape.Tape, pair: _Pair) -> list[ir.Value]:
         tape.op("Transpose", [value], {"perm": [0, 2, 1]})
         for value in (pair.gate, pair.up, pair.down)
     ]
-    columns = [tape.op("Unsqueeze", [value, _ints(tape, [2])]) for value in turned[:2]]
+    columns = [tape.op("Unsqueeze", [value, ints(tape, [2])]) for value in turned[:2]]
     beside = tape.op("Concat", columns, {"axis": 2})  # (E, out, 2, in)
-    shape = _ints(tape, [experts, 2 * outputs, inputs])
+    shape = ints(tape, [experts, 2 * outputs, inputs])
     return [tape.op("Reshape", [beside, shape]), turned[2]]
-
-
-def _ints(tape: ir.tape.Tape, values: Sequence[int]) -> ir.Value:
-    return tape.op("Constant", [], {"value_ints": list(values)})
 
 
 def _register(graph: ir.Graph, weights: RelaidExperts, dtype: ir.DataType | None) -> ir.Value:

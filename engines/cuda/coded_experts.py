@@ -1,8 +1,12 @@
 """Experts with integer codes as one `QMoE`, which reads the chosen ones' codes and nothing else.
 
-The router stays as it is, in fp32. The operator gets logarithms of its scores, see
-`softmax_mixture`: its CUDA kernel weighs by a softmax of `router_probs` and never reads the input
-`router_weights`, which the schema has and the kernel of the CPU heeds.
+The router stays in fp32 and chooses as it did. The operator gets logarithms of its scores, see
+`softmax_mixture` and `share_mixture`: its CUDA kernel weighs by a softmax of `router_probs` and
+never reads the input `router_weights`, which the schema has and the kernel of the CPU heeds.
+
+Shared experts of the same form become further experts that every token chooses: three products, an
+activation and a sum less. Routed and shared ones are then summed in fp32, with two roundings in the
+place of four, and a shared expert's weight is as exact as the routed ones' are.
 
 Source: the operator's schema and its CUDA kernel in onnxruntime-gpu 1.31.1 (`moe_quantization.cc`),
 which takes fp16 and bf16 only, scales of the same type, gate and up interleaved by rows, and widths
@@ -21,23 +25,27 @@ from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP
 from ..cpu.blocks import BlockCodes, BlockScales, register
 from ..cpu.bodies import MICROSOFT
 from ..cpu.expert_codes import ExpertCodes, SwiGLU, common_block
-from ..cpu.replaced_rounding import before_rounding
-from ..cpu.softmax_mixture import router_logits, scaled_by_sum
+from ..cpu.mixture import Mixture
+from ..cpu.plain_router import Normalised, give_plain_scores, normalised_router
+from ..cpu.share_mixture import WeighedByShare
+from ..cpu.softmax_mixture import WeighedBySum, Weighing
 from ..graph_edits import neutral_nodes, static_size
 from ..lowering import Lowered
-from .expert_sizes import takes_sizes
+from .expert_sizes import takes_shared, takes_sizes
 
 _TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 class CodedExperts:
-    """Replace ExpertsUp and ExpertsDown over stored codes by `QMoE`.
+    """Replace ExpertsUp, ExpertsDown and the shared MLP over stored codes by `QMoE`.
 
     A recipe's rounding to int8 around them goes, as with `CodedProducts`. Experts in fp32, or whose
-    sizes the kernel does not take, stay as they are.
+    sizes the kernel does not take, stay as they are; so does a shared MLP of another form, beside a
+    router that does not normalise, or with which a token would meet a number of experts that costs
+    the operator more kernels.
     """
 
-    name = "coded-experts-by-softmax"
+    name = "coded-experts-by-share"
 
     def requires(self, model: ir.Model) -> str | None:
         """The two halves come in pairs."""
@@ -48,7 +56,7 @@ class CodedExperts:
         """Replace the experts of each layer; graphs without codes of experts stay as they are."""
         model = lowered.model
         found = list(_experts(model))
-        weights = [one for experts in found for one in _replace(model.graph, experts)]
+        weights = [one for experts in found for one in _replace(model, experts)]
         if found:
             common.RemoveUnusedNodesPass()(model)
             model.graph.opset_imports[MICROSOFT] = 1
@@ -59,41 +67,65 @@ class CodedExperts:
 
     def ensures(self, model: ir.Model) -> str | None:
         """No experts are left that could be replaced."""
-        left = [experts.down_node.name for experts in _experts(model)]
+        left = [experts.mixture.mixed.name for experts in _experts(model)]
         return f"experts with codes left: {left}" if left else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Experts:
-    """The values around one ExpertsDown and its ExpertsUp."""
+    """The experts of a layer that become one operator, and what weighs them."""
 
-    down_node: ir.Node
-    hidden: ir.Value
-    chosen: ir.Value
-    scores: ir.Value
-    matrices: SwiGLU
-    block: int
+    mixture: Mixture
+    codes: ExpertCodes
+    router: Normalised | None
+
+    @classmethod
+    def of(cls, model: ir.Model, mixture: Mixture) -> "_Experts":
+        """Say whether the shared MLP is among them."""
+        router = normalised_router(model, mixture.scores)
+        block, routed = given(common_block(mixture.routed.matrices)), mixture.routed
+        shared = None if mixture.shared is None else mixture.shared.matrices
+        alone = ExpertCodes(block=block, routed=routed, shared=None)
+        whole = ExpertCodes(block=block, routed=routed, shared=shared)
+        are_taken = router is not None and takes_shared(
+            by_token=static_size(mixture.experts, 1),
+            experts=routed.gate.shape[0],
+            shared=whole.num_shared,
+        )
+        return cls(mixture=mixture, codes=whole if are_taken else alone, router=router)
+
+    @property
+    def num_chosen(self) -> int:
+        """Experts of a token, shared ones included."""
+        return static_size(self.mixture.experts, 1) + self.codes.num_shared
+
+    def weighing(self, model: ir.Model) -> Weighing:
+        """Say what the experts weigh; a router that normalises stops to do so."""
+        mixture, num_experts = self.mixture, self.codes.routed.gate.shape[0]
+        if self.router is None:
+            return WeighedBySum(
+                chosen=mixture.experts,
+                scores=mixture.scores,
+                num_experts=num_experts,
+                dtype=mixture.hidden.dtype,
+            )
+        give_plain_scores(model, self.router.node)
+        return WeighedByShare(
+            hidden=mixture.hidden,
+            chosen=mixture.experts,
+            scores=mixture.scores,
+            num_experts=num_experts,
+            num_shared=self.codes.num_shared,
+            factor=self.router.factor,
+            dtype=mixture.hidden.dtype,
+        )
 
 
 def _experts(model: ir.Model) -> Iterator[_Experts]:
-    for down_node in neutral_nodes(model, EXPERTS_DOWN):
-        inner, chosen, scores, down = (given(value) for value in down_node.inputs)
-        up_node = before_rounding(inner).producer()
-        if up_node is None or up_node.op_type != EXPERTS_UP:
-            continue
-        hidden = before_rounding(given(up_node.inputs[0]))
-        matrices = SwiGLU.of(up_node.inputs[2], up_node.inputs[3], down)
-        block = None if matrices is None else common_block(matrices.matrices)
-        if matrices is None or block is None or not _is_taken(matrices, hidden):
-            continue
-        yield _Experts(
-            down_node=down_node,
-            hidden=hidden,
-            chosen=chosen,
-            scores=scores,
-            matrices=matrices,
-            block=block,
-        )
+    for node in neutral_nodes(model, EXPERTS_DOWN):
+        mixture = Mixture.of(node, may_round=True)
+        if mixture is not None and _is_taken(mixture.routed, mixture.hidden):
+            yield _Experts.of(model, mixture)
 
 
 def _is_taken(matrices: SwiGLU, hidden: ir.Value) -> bool:
@@ -104,21 +136,15 @@ def _is_taken(matrices: SwiGLU, hidden: ir.Value) -> bool:
     )
 
 
-def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScales, ...]:
-    codes = ExpertCodes(block=experts.block, routed=experts.matrices, shared=None)
+def _replace(model: ir.Model, experts: _Experts) -> tuple[BlockCodes | BlockScales, ...]:
+    graph, mixture, codes = model.graph, experts.mixture, experts.codes
     weights = codes.weights()
     up_codes, up_scales, down_codes, down_scales = register(graph, weights)
-    tape = ir.tape.Tape()
-    logits = router_logits(
-        tape,
-        experts.chosen,
-        experts.scores,
-        num_experts=experts.matrices.gate.shape[0],
-        dtype=experts.hidden.dtype,
-    )
-    inputs = [experts.hidden, logits, up_codes, up_scales, None, down_codes, down_scales]
+    tape, weighing = ir.tape.Tape(), experts.weighing(model)
+    logits = weighing.logits(tape)
+    inputs = [mixture.hidden, logits, up_codes, up_scales, None, down_codes, down_scales]
     attributes: dict[str, int | float | str] = {
-        "k": static_size(experts.chosen, 1),
+        "k": experts.num_chosen,
         "quant_type": "int",
         "expert_weight_bits": codes.bits,
         "block_size": codes.block,
@@ -129,10 +155,12 @@ def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScal
         "normalize_routing_weights": 1,
         "weights_prepacked": 0,
     }
-    old = experts.down_node.outputs[0]
+    old = mixture.mixed
     mixed = tape.op("QMoE", inputs, attributes, domain=MICROSOFT)
-    scaled = scaled_by_sum(tape, mixed, experts.scores, dtype=experts.hidden.dtype)
+    scaled = weighing.scaled(tape, mixed)
     scaled.name, scaled.type, scaled.shape = old.name, old.type, old.shape
-    graph.insert_before(experts.down_node, tape.nodes)
+    graph.insert_before(given(old.producer()), tape.nodes)
     ir.convenience.replace_all_uses_with(old, scaled)
+    if codes.shared is not None and mixture.shared is not None:
+        ir.convenience.replace_all_uses_with(mixture.shared.sum, mixture.shared.routed)
     return weights

@@ -16,7 +16,7 @@ def passes() -> list[Pass]:
     """Return the passes, to be run in this order."""
     return [
         CodedExperts(),
-        FuseExperts(),
+        FuseExperts(cuts_routers=True),
         CodedProducts(),
         ScaledAttention(),
         InlineBodies(),
