@@ -8,7 +8,9 @@ import onnx_ir as ir
 from tests.engines.cpu.coded_graphs import Array, Coded, build, coded
 
 HEAD = """g (TYPE[B, S, C] x) => (TYPE[B, S, C] y)
-    <TYPE[N, WIDTH] flat, int64[N, KK] experts, float[N, KK] scores, TYPE[N, WIDTH] mixed> {
+    <TYPE[N, WIDTH] flat, int64[N, KK] experts, float[N, KK] scores, TYPE[N, WIDTH] mixed,
+     TYPE[EXPERTS, WIDTH, INNER] gate, TYPE[EXPERTS, WIDTH, INNER] up,
+     TYPE[EXPERTS, INNER, WIDTH] down> {
     flat = Reshape (x, rows)
     wide = Cast <to: int = 1> (flat)
     experts, scores = kimivl.Router <k: int = KK, scale: float = SCALE, normalize: int = NORMALIZE>
@@ -27,9 +29,10 @@ WITH_SHARED = """
     lifted = MatMul (x, shared_up)
     both = Mul (swished, lifted)
     shared = MatMul (both, shared_down)
-    y = Add (routed, shared)
+    both_kinds = Add (routed, shared)
+    y = Identity (both_kinds)
 }"""
-_NAMES = {np.float16: "float16", np.float32: "float"}
+_NAMES: dict[type, str] = {np.float16: "float16", np.float32: "float"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class Routed:
     offset: float = 0.0
     """Of the router's products."""
     in_pairs: bool = True
+    is_dead: bool = False
+    """Whether every score of a positive token is zero."""
     matrices: dict[str, Coded] = field(init=False)
     router: Array = field(init=False)
     bias: Array = field(init=False)
@@ -65,6 +70,7 @@ class Routed:
         else:
             columns = random.integers(-8, 9, (self.width, self.num_experts)) / 16
             biases = random.integers(0, 65, self.num_experts) / 64
+        columns = np.full_like(columns, -100) if self.is_dead else columns
         object.__setattr__(self, "router", columns[:, : self.num_experts].astype(np.float32))
         object.__setattr__(self, "bias", biases[: self.num_experts].astype(np.float32))
         object.__setattr__(self, "matrices", self._matrices())
@@ -73,9 +79,7 @@ class Routed:
         up, down = (self.width, self.inner), (self.inner, self.width)
         shapes = {"gate": up, "up": up, "down": down}
         made = {
-            name: coded(
-                seed, (self.num_experts, *shape), bits=self.bits, group=32, base=self.base
-            )
+            name: coded(seed, (self.num_experts, *shape), bits=self.bits, group=32, base=self.base)
             for seed, (name, shape) in enumerate(shapes.items())
         }
         up, down = (self.width, self.shared), (self.shared, self.width)
@@ -90,6 +94,8 @@ class Routed:
         for word, value in {
             "TYPE": _NAMES[self.base],
             "WIDTH": self.width,
+            "INNER": self.inner,
+            "EXPERTS": self.num_experts,
             "KK": self.k,
             "SCALE": self.scale,
             "NORMALIZE": self.normalize,

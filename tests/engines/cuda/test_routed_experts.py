@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from engines.cpu.fuse_experts import FuseExperts
+from engines.cpu.share_mixture import WeighedByShare
 from engines.cuda.coded_experts import CodedExperts
 from engines.lowering import Pass
 from engines.trt.passes.inline_bodies import InlineBodies
@@ -74,70 +75,77 @@ def test_routed_and_shared_experts_are_one_operator(layer: Routed, bound: float)
 def test_the_bias_chooses_and_of_equal_experts_the_lower_id(layer: Routed) -> None:
     fed = layer.feeds()
     chosen, _ = layer.routing(fed)
-    unbiased, _ = replace(layer, num_experts=10).routing(fed)
-    plain = np.argsort(-(fed["x"].reshape(-1, layer.width) @ layer.router), axis=1, kind="stable")
-    assert (np.sort(plain[:, : layer.k]) != np.sort(chosen)).any()
-    assert unbiased.tolist() == chosen.tolist()
-    pairs = chosen // 2
-    assert all(len(set(row)) == 2 for row in pairs.tolist())  # each token's last choice is a tie
+    products = fed["x"].reshape(-1, layer.width).astype(np.float64) @ layer.router
+    unbiased = np.argsort(-products, axis=1, kind="stable")[:, : layer.k]
+    assert (np.sort(unbiased) != np.sort(chosen)).any()
+    assert all(len(set(row)) == 2 for row in (chosen // 2).tolist())  # the last choice is a tie
     found = logits(lowered(layer.graph(), CODED), fed)[:, : layer.num_experts]
     assert [set(np.flatnonzero(row > -1e4)) for row in found] == [set(row) for row in chosen]
 
 
-@pytest.mark.parametrize("layer", [Routed(), RELEASED, Routed(shared=0)])
-def test_a_card_weighs_experts_by_their_scores_and_shared_ones_by_one(layer: Routed) -> None:
-    made, fed = lowered(layer.graph(), CODED), layer.feeds()
-    pieces = layer.shared // layer.inner
-    shares = weights_on_a_card(logits(made, fed), layer.k + pieces)
+@pytest.mark.parametrize(
+    ("layer", "steps"),
+    [
+        (Routed(), CODED),
+        (RELEASED, CODED),
+        (Routed(shared=0), CODED),
+        (Routed(), FUSED),
+    ],
+)
+def test_a_card_weighs_experts_by_their_scores_and_shared_ones_by_one(
+    layer: Routed, steps: tuple[Pass, ...]
+) -> None:
+    made, fed = lowered(layer.graph(), steps), layer.feeds()
+    found = logits(made, fed)
+    pieces = found.shape[1] - layer.num_experts
+    shares = weights_on_a_card(found, layer.k + pieces)
     expected = np.zeros_like(shares)
     chosen, scores = layer.routing(fed)
     np.put_along_axis(expected, chosen, scores, axis=1)
     expected[:, layer.num_experts :] = 1
+    assert pieces == (0 if steps is FUSED else layer.shared // layer.inner)
     assert np.abs((layer.scale + pieces) * shares - expected).max() <= 1e-3
     assert np.array_equal(shares > 0, expected > 0)
 
 
-def test_logits_in_16_bits_lie_about_zero_and_shared_ones_are_numbers_of_the_type() -> None:
-    for layer in (RELEASED, replace(RELEASED, shared=0)):
-        found = logits(lowered(layer.graph(), CODED), layer.feeds())
-        chosen = found[:, : layer.num_experts]
-        assert abs(np.median(chosen[chosen > -1e4])) < 0.5
-        shared = found[:, layer.num_experts :]
-        assert (shared == shared[0, 0]).all() if layer.shared else shared.size == 0
-    assert float(shared_logit("bfloat16")) == float(ml_dtypes.bfloat16(shared_logit("bfloat16")))
+@pytest.mark.parametrize(
+    "layer", [RELEASED, replace(RELEASED, shared=0), replace(RELEASED, scale=1.0)]
+)
+def test_logits_in_16_bits_lie_about_zero(layer: Routed) -> None:
+    found = logits(lowered(layer.graph(), CODED), layer.feeds())[:, : layer.num_experts]
+    assert abs(np.median(found[found > -1e4])) < 0.5
 
 
-def shared_logit(dtype: str) -> float:
-    """The constant of a shared expert where the operator computes in bf16."""
-    from engines.cpu.share_mixture import WeighedByShare
-
-    chosen = ir.Value(name="chosen", shape=ir.Shape(["N", 6]))
+@pytest.mark.parametrize("factor", [2.446, 1.0, 0.3, 6.0])
+@pytest.mark.parametrize(
+    ("dtype", "of_type"),
+    [(ir.DataType.FLOAT16, np.float16), (ir.DataType.BFLOAT16, ml_dtypes.bfloat16)],
+)
+def test_the_logit_of_a_shared_expert_is_a_number_of_the_type(
+    dtype: ir.DataType, of_type: type, factor: float
+) -> None:
+    value = ir.Value(name="chosen", shape=ir.Shape(["N", 6]))
     weighing = WeighedByShare(
-        hidden=ir.Value(name="hidden"),
-        chosen=chosen,
-        scores=ir.Value(name="scores"),
+        hidden=value,
+        chosen=value,
+        scores=value,
         num_experts=10,
         num_shared=2,
-        factor=2.446,
-        dtype=ir.DataType[dtype.upper()],
+        factor=factor,
+        dtype=dtype,
     )
     tape = ir.tape.Tape()
     weighing.logits(tape)
-    (row,) = (
-        node.attributes["value_floats"].as_floats()
-        for node in tape.nodes
-        if "value_floats" in node.attributes
-    )
+    constants = [node.attributes for node in tape.nodes if node.op_type == "Constant"]
+    (row,) = (one["value_floats"].as_floats() for one in constants if "value_floats" in one)
     assert len(row) == 12
-    return row[-1]
+    assert row[-1] == row[-2] == float(of_type(row[-1]))
+    assert row[-1] == pytest.approx(np.log(6 / factor), abs=0.01)
 
 
 def test_a_token_whose_scores_are_all_zero_gets_numbers() -> None:
-    layer = Routed()
-    fed = layer.feeds()
-    router = np.full_like(layer.router, -100)
-    object.__setattr__(layer, "router", router)
-    fed["x"] = np.abs(fed["x"]) + np.float16(0.5)
+    layer = Routed(is_dead=True)
+    fed = {"x": np.abs(layer.feeds()["x"]) + np.float16(0.5)}
     assert np.isfinite(run(lowered(layer.graph(), CODED), fed).astype(np.float32)).all()
 
 
