@@ -41,8 +41,8 @@ class CodedExperts:
 
     A recipe's rounding to int8 around them goes, as with `CodedProducts`. Experts in fp32, or whose
     sizes the kernel does not take, stay as they are; so does a shared MLP of another form, beside a
-    router that does not normalise, or with which a token would meet a number of experts that costs
-    the operator more kernels.
+    router that does not normalise, or with which a token would meet more experts than
+    the operator multiplies one by one.
     """
 
     name = "coded-experts-by-share"

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 
 _WIDTH_STEP = 64
 """Of the kernel's interleaved weights: hidden and inner sizes are multiples of it."""
-_COUNTS_BY_TOKEN = (2, 4, 6, 8)
-"""Experts of a token whose rows are put in order by one kernel and not by three; 8 rows, those of
-one token, are also the most that are multiplied row by row, in half as many kernels."""
+_MOST_BY_TOKEN = 8
+"""Rows that are multiplied one by one, as those of a single token, in half as many kernels."""
 _MOST_EXPERTS = 256
 """That one warp chooses from."""
 
@@ -21,11 +20,14 @@ def takes_sizes(sizes: Iterable[int]) -> bool:
 
 
 def takes_shared(*, by_token: int, experts: int, shared: int) -> bool:
-    """Tell whether shared experts among the routed ones cost no kernel more.
+    """Tell whether shared experts among the routed ones leave the kernel for one token what it is.
+
+    Other counts than 1, 2, 4, 6 and 8 are put in order by three kernels and not by one, which is
+    still less than what a shared MLP of its own launches.
 
     Args:
         by_token: routed experts of a token.
         experts: all routed ones.
         shared: experts that the shared MLP is cut into.
     """
-    return by_token + shared in _COUNTS_BY_TOKEN and experts + shared <= _MOST_EXPERTS
+    return by_token + shared <= _MOST_BY_TOKEN and experts + shared <= _MOST_EXPERTS
