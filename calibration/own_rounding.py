@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.graph_edits import static_size
+from export.graph.edits import given
 from export.quantised.codes import LARGEST
 from export.quantised.places import places
 from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name
@@ -68,7 +68,7 @@ def _has_shared_experts(node: ir.Node, module: nn.Module, found: Sequence[str]) 
     if node.op_type != "QMoE":
         return False
     codes = next(value for value in node.inputs if value and value.name == blocks_name(found[0]))
-    return static_size(codes, 0) > module.get_parameter(found[0]).shape[0]
+    return given(codes.shape).numpy()[0] > module.get_parameter(found[0]).shape[0]
 
 
 def _rounds(node: ir.Node) -> bool:
