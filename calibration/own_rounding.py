@@ -7,7 +7,7 @@ Graphs of target `cuda` round nothing that meets codes. They are judged on the C
 experts of 8 bits always round.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.graph.edits import given
 from export.quantised.codes import LARGEST
 from export.quantised.places import places
-from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, parameters_in_blocks
+from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name, parameters_in_blocks
 
 _MICROSOFT = "com.microsoft"
 _READ_CODES = (
@@ -54,14 +55,23 @@ def own_rounding(model: ir.Model, module: nn.Module) -> OwnRounding:
             continue
         names = [str(value.name) for value in node.inputs if value]
         found = [one for name in names for one in parameters_in_blocks(name) if one in parameters]
-        is_of_experts = node.op_type in _EXPERTS
-        between = found[1:] if is_of_experts else []  # their halves
-        if "num_shared" in node.attributes and node.attributes["num_shared"].as_int():
+        between = found[1:] if node.op_type in _EXPERTS else []  # their halves
+        if _has_shared_experts(node, module, found):
             found += [name for name in parameters if ".shared_experts." in name]
         if _rounds(node):
             blocks |= dict.fromkeys(found, node.attributes["block_size"].as_int())
         replaces |= set(between if _is_rounded(node.inputs[0]) else found)
     return OwnRounding(blocks, frozenset(replaces))
+
+
+def _has_shared_experts(node: ir.Node, module: nn.Module, found: Sequence[str]) -> bool:
+    """Whether an operator reads the shared experts behind the routed ones."""
+    if node.op_type == BLOCK_EXPERTS:
+        return node.attributes["num_shared"].as_int() > 0
+    if node.op_type != "QMoE":
+        return False
+    codes = next(value for value in node.inputs if value and value.name == blocks_name(found[0]))
+    return given(codes.shape).numpy()[0] > module.get_parameter(found[0]).shape[0]
 
 
 def _rounds(node: ir.Node) -> bool:

@@ -7,13 +7,14 @@ scores of attention and the largest image; left out are what else a step holds, 
 and what CUDA itself takes.
 """
 
-from export.recipe.sizes import BASE_BYTES, Parameter, stored_bytes
+from export.recipe.sizes import BASE_BYTES, Parameter, recipe_of, stored_bytes
 
 from .. import rates
 from ..costs import START_S, TORCH_BYTES, StageCost
 from ..device_memory import DeviceMemory
+from ..passes.block_size import common_block_size
 from ..work import Work
-from .expert_sizes import takes_sizes
+from .expert_sizes import takes_shared, takes_sizes
 
 JOIN_S = 0.1
 """Of a graph of the decoder in the joined one."""
@@ -81,7 +82,8 @@ def _kept_bytes(work: Work, parameter: Parameter) -> int:
     if _is_in_blocks(work, parameter):
         kept = _block_bytes(work, parameter)
         # `QMoE` keeps its codes as they came beside those that it has laid out for its kernel.
-        return kept + _code_bytes(work, parameter) if is_of_experts else kept
+        is_twice = is_of_experts or _is_among_experts(work, parameter)
+        return kept + _code_bytes(work, parameter) if is_twice else kept
     if is_of_experts and work.codes_of(parameter) is not None:
         return BASE_BYTES[work.recipe.base] * parameter.count  # folded: `MoE` takes no codes
     stored = stored_bytes(parameter, work.recipe)
@@ -95,6 +97,29 @@ def _is_in_blocks(work: Work, parameter: Parameter) -> bool:
     decoder = work.config.decoder
     fits = work.recipe.base != "fp32" and takes_sizes([decoder.width, decoder.expert_width])
     return fits or parameter.part != "experts"
+
+
+def _is_among_experts(work: Work, parameter: Parameter) -> bool:
+    """Whether a matrix of the shared experts is cut into experts of the routed ones' `QMoE`."""
+    decoder, routed = work.config.decoder, work.experts
+    shared = recipe_of(parameter, work.recipe)
+    if parameter.part != "shared_experts" or routed is None or shared is None:
+        return False
+    sizes = [decoder.width, decoder.expert_width]
+    groups = [routed.weights.group, shared.weights.group]
+    block = common_block_size(sizes, groups[:1])
+    return (
+        decoder.normalize_scores
+        and work.recipe.base != "fp32"
+        and routed.weights.codes == shared.weights.codes
+        and takes_sizes(sizes)
+        and block == common_block_size([*sizes, decoder.shared_width], groups)
+        and takes_shared(
+            by_token=decoder.experts_per_token,
+            experts=decoder.num_experts,
+            shared=decoder.num_shared_experts,
+        )
+    )
 
 
 def _block_bytes(work: Work, parameter: Parameter) -> int:

@@ -1,6 +1,6 @@
 """Chosen experts in one operator: `MoE` of ONNX Runtime reads only the weights that it needs.
 
-How it gets our scores is told in `softmax_mixture`.
+How it gets our scores is told in `softmax_mixture` and `share_mixture`.
 
 Experts whose inner values are rounded keep their neutral bodies: the operator cannot round there.
 """
@@ -26,17 +26,29 @@ from .graph_edits import (
     static_size,
     stored_initializer,
 )
+from .plain_router import give_plain_scores, normalised_router
 from .routed_experts import RoutedExperts, drop_unused_bodies, routed_experts, unpaired
-from .softmax_mixture import router_logits, scaled_by_sum
+from .share_mixture import WeighedByShare
+from .softmax_mixture import WeighedBySum, Weighing
 
 _FUSED = ("MoE", "QMoE", BLOCK_EXPERTS)
 """What a router may feed: what is made here, and what is made of integer codes before."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class FuseExperts:
-    """Replace each ExpertsUp and ExpertsDown by one `MoE`."""
+    """Replace each ExpertsUp and ExpertsDown by one `MoE`.
 
-    name = "fuse-experts"
+    With `cuts_routers` a router that divides by the sum of its scores is told not to: fewer nodes,
+    as it matters where each is a kernel to launch, and other roundings.
+    """
+
+    cuts_routers: bool = False
+
+    @property
+    def name(self) -> str:
+        """Tells whether routers are changed."""
+        return "fuse-experts-by-share" if self.cuts_routers else "fuse-experts"
 
     def requires(self, model: ir.Model) -> str | None:
         """The two halves come in pairs."""
@@ -46,7 +58,7 @@ class FuseExperts:
         """Fuse each pair; gate and up rows are interleaved in new weights."""
         weights = list(lowered.new_weights)
         for pair in routed_experts(lowered.model):
-            weights += _fuse(lowered.model, pair)
+            weights += self._fuse(lowered.model, pair)
         drop_unused_bodies(lowered.model)
         return replace(lowered, new_weights=tuple(weights))
 
@@ -57,6 +69,55 @@ class FuseExperts:
         if left or len(fused) + len(unfused) != len(neutral_nodes(model, ROUTER)):
             return f"{len(left)} pairs left, {len(fused)} fused, {len(unfused)} cannot be"
         return None
+
+    def _fuse(self, model: ir.Model, pair: RoutedExperts) -> list["RelaidExperts"]:
+        """Replace one pair by `MoE` and return its weights."""
+        graph, tape = model.graph, ir.tape.Tape()
+        maker = pair.gate.producer()
+        if maker is None or maker.op_type == "Cast":
+            made, weights = _relay_stored(graph, pair)
+        else:
+            made, weights = [], _relay_computed(tape, pair)
+        weighing = self._weighing(model, pair)
+        attributes: dict[str, int | float | str] = {
+            "k": static_size(pair.chosen, 1),
+            "activation_type": "swiglu",
+            "swiglu_fusion": 1,
+            "activation_alpha": 1.0,
+            "activation_beta": 0.0,
+            "normalize_routing_weights": 1,
+        }
+        inputs = [pair.hidden, weighing.logits(tape), weights[0], None, weights[1]]
+        mixed = tape.op("MoE", inputs, attributes, domain=MICROSOFT)
+        scaled = weighing.scaled(tape, mixed)
+        old = pair.mixed
+        scaled.type, scaled.shape = old.type, old.shape
+        graph.insert_before(pair.down_node, tape.nodes)
+        graph.opset_imports[MICROSOFT] = 1
+        ir.convenience.replace_all_uses_with(old, scaled)
+        graph.remove([pair.down_node, pair.up_node], safe=True)
+        if made:
+            for value in (pair.gate, pair.up, pair.down):
+                drop_if_unused(graph, value)
+        return made
+
+    def _weighing(self, model: ir.Model, pair: RoutedExperts) -> Weighing:
+        num_experts, dtype = static_size(pair.gate, 0), pair.hidden.dtype
+        router = normalised_router(model, pair.scores) if self.cuts_routers else None
+        if router is None:
+            return WeighedBySum(
+                chosen=pair.chosen, scores=pair.scores, num_experts=num_experts, dtype=dtype
+            )
+        give_plain_scores(model, router.node)
+        return WeighedByShare(
+            hidden=pair.hidden,
+            chosen=pair.chosen,
+            scores=pair.scores,
+            num_experts=num_experts,
+            num_shared=0,
+            factor=router.factor,
+            dtype=dtype,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,41 +145,6 @@ class RelaidExperts:
         for expert in range(self.shape[0]):
             turned = [array[expert].T for array in arrays]  # (out, in) each
             yield np.stack(turned, axis=1).reshape(self.shape[1:]).tobytes()
-
-
-def _fuse(model: ir.Model, pair: RoutedExperts) -> list[RelaidExperts]:
-    """Replace one pair by `MoE` and return its weights."""
-    graph, tape = model.graph, ir.tape.Tape()
-    maker = pair.gate.producer()
-    if maker is None or maker.op_type == "Cast":
-        made, weights = _relay_stored(graph, pair)
-    else:
-        made, weights = [], _relay_computed(tape, pair)
-    dtype = pair.hidden.dtype
-    logits = router_logits(
-        tape, pair.chosen, pair.scores, num_experts=static_size(pair.gate, 0), dtype=dtype
-    )
-    attributes: dict[str, int | float | str] = {
-        "k": static_size(pair.chosen, 1),
-        "activation_type": "swiglu",
-        "swiglu_fusion": 1,
-        "activation_alpha": 1.0,
-        "activation_beta": 0.0,
-        "normalize_routing_weights": 1,
-    }
-    inputs = [pair.hidden, logits, weights[0], None, weights[1]]
-    mixed = tape.op("MoE", inputs, attributes, domain=MICROSOFT)
-    scaled = scaled_by_sum(tape, mixed, pair.scores, dtype=dtype)
-    old = pair.mixed
-    scaled.type, scaled.shape = old.type, old.shape
-    graph.insert_before(pair.down_node, tape.nodes)
-    graph.opset_imports[MICROSOFT] = 1
-    ir.convenience.replace_all_uses_with(old, scaled)
-    graph.remove([pair.down_node, pair.up_node], safe=True)
-    if made:
-        for value in (pair.gate, pair.up, pair.down):
-            drop_if_unused(graph, value)
-    return made
 
 
 def _relay_stored(

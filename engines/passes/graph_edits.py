@@ -91,3 +91,15 @@ def put_in_place(old: ir.Value, new: ir.Value, nodes: Sequence[ir.Node]) -> None
 def ints(tape: ir.tape.Tape, *values: int) -> ir.Value:
     """Make a constant of int64 numbers, (count,)."""
     return tape.op("Constant", [], {"value_ints": list(values)})
+
+
+def number(tape: ir.tape.Tape, value: float) -> ir.Value:
+    """Make a constant in fp32."""
+    return tape.op("Constant", [], {"value_float": value})
+
+
+def cast(tape: ir.tape.Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Turn a value to a type, which is noted."""
+    made = tape.op("Cast", [value], {"to": dtype.value})
+    made.type = ir.TensorType(dtype)
+    return made

@@ -65,6 +65,21 @@ def test_the_nodes_of_a_graph_say_what_is_rounded(num_shared: int) -> None:
     assert found.replaces == found.blocks.keys()
 
 
+@pytest.mark.parametrize("num_shared", [0, 1])
+def test_experts_of_8_bits_round_what_meets_those_behind_the_routed_ones(num_shared: int) -> None:
+    node = experts(32, 0)
+    count = CONFIG.decoder.num_experts + num_shared
+    codes = [value for value in node.inputs if value and str(value.name).endswith(".blocks")]
+    for value in codes:
+        value.shape = ir.Shape([count, 256, 128])
+    attributes = {"block_size": 32, "expert_weight_bits": 8}
+    made = ir.node("QMoE", list(node.inputs), attributes, domain="com.microsoft")
+    found = own_rounding(graph(made), module_of(1))
+    shared = {f"mlp.shared_experts.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert found.blocks.keys() == {*EXPERTS, *(shared if num_shared else ())}
+    assert found.replaces == found.blocks.keys()
+
+
 def test_a_rounding_that_is_still_in_front_is_not_replaced() -> None:
     first = ir.node("DequantizeLinear", [ir.Value(name="codes"), ir.Value(name="scale")])
     nodes = [linear("self_attn.o_proj.weight", 64), experts(32, 0)]

@@ -13,8 +13,8 @@ from ...lowering import Lowered
 from ...passes.blocks import BlockCodes, BlockScales
 from ...passes.expert_codes import ExpertCodes, common_block
 from ...passes.graph_edits import neutral_nodes, put_in_place, register, static_size
+from ...passes.mixture import Mixture
 from .bodies import add_body
-from .mixture import Mixture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ def passes() -> list[Pass]:
     """Return the passes, to be run in this order."""
     return [
         CodedExperts(),
-        FuseExperts(),
+        FuseExperts(cuts_routers=True),
         CodedProducts(),
         OneProjection(),
         ScaledAttention(),

@@ -1,8 +1,12 @@
 """Experts with integer codes as one `QMoE`, which reads the chosen ones' codes and nothing else.
 
-The router stays as it is, in fp32. The operator gets logarithms of its scores, see
-`softmax_mixture`: its CUDA kernel weighs by a softmax of `router_probs` and never reads the input
-`router_weights`, which the schema has and the kernel of the CPU heeds.
+The router stays in fp32 and chooses as it did. The operator gets logarithms of its scores, see
+`softmax_mixture` and `share_mixture`: its CUDA kernel weighs by a softmax of `router_probs` and
+never reads the input `router_weights`, which the schema has and the kernel of the CPU heeds.
+
+Shared experts of the same form become further experts that every token chooses: three products, an
+activation and a sum less. Routed and shared ones are then summed in fp32, with two roundings in the
+place of four, and a shared expert's weight is as exact as the routed ones' are.
 
 Source: the operator's schema and its CUDA kernel in onnxruntime-gpu 1.31.1 (`moe_quantization.cc`),
 which takes fp16 and bf16 only, scales of the same type, gate and up interleaved by rows, and widths
@@ -15,26 +19,33 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from export.graph.edits import given
+from runtime.names import EXPERTS_DOWN
+
 from ...lowering import Lowered
 from ...passes.blocks import BlockCodes, BlockScales
 from ...passes.expert_codes import ExpertCodes, SwiGLU, common_block
-from ...passes.graph_edits import MICROSOFT, put_in_place, register, static_size
-from ...passes.replaced_rounding import before_rounding
-from ...passes.routed_experts import RoutedExperts, drop_unused_bodies, routed_experts, unpaired
-from ...passes.softmax_mixture import router_logits, scaled_by_sum
-from ..expert_sizes import takes_sizes
+from ...passes.graph_edits import MICROSOFT, neutral_nodes, put_in_place, register, static_size
+from ...passes.mixture import Mixture
+from ...passes.plain_router import Normalised, give_plain_scores, normalised_router
+from ...passes.routed_experts import drop_unused_bodies, unpaired
+from ...passes.share_mixture import WeighedByShare
+from ...passes.softmax_mixture import WeighedBySum, Weighing
+from ..expert_sizes import takes_shared, takes_sizes
 
 _TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 class CodedExperts:
-    """Replace ExpertsUp and ExpertsDown over stored codes by `QMoE`.
+    """Replace ExpertsUp, ExpertsDown and the shared MLP over stored codes by `QMoE`.
 
     A recipe's rounding to int8 around them goes, as with `CodedProducts`. Experts in fp32, or whose
-    sizes the kernel does not take, stay as they are.
+    sizes the kernel does not take, stay as they are; so does a shared MLP of another form, beside a
+    router that does not normalise, or with which a token would meet more experts than
+    the operator multiplies one by one.
     """
 
-    name = "coded-experts-by-softmax"
+    name = "coded-experts-by-share"
 
     def requires(self, model: ir.Model) -> str | None:
         """The two halves come in pairs."""
@@ -44,7 +55,7 @@ class CodedExperts:
         """Replace the experts of each layer; graphs without codes of experts stay as they are."""
         model = lowered.model
         found = list(_experts(model))
-        weights = [one for experts in found for one in _replace(model.graph, experts)]
+        weights = [one for experts in found for one in _replace(model, experts)]
         if found:
             common.RemoveUnusedNodesPass()(model)
             model.graph.opset_imports[MICROSOFT] = 1
@@ -53,26 +64,65 @@ class CodedExperts:
 
     def ensures(self, model: ir.Model) -> str | None:
         """No experts are left that could be replaced."""
-        left = [experts.values.down_node.name for experts in _experts(model)]
+        left = [experts.mixture.experts.mixed.name for experts in _experts(model)]
         return f"experts with codes left: {left}" if left else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Experts:
-    """Experts whose codes the kernel takes."""
+    """The experts of a layer that become one operator, and what weighs them."""
 
-    values: RoutedExperts
-    matrices: SwiGLU
-    block: int
+    mixture: Mixture
+    codes: ExpertCodes
+    router: Normalised | None
+
+    @classmethod
+    def of(cls, model: ir.Model, mixture: Mixture) -> "_Experts":
+        """Say whether the shared MLP is among them."""
+        router = normalised_router(model, mixture.experts.scores)
+        block, routed = given(common_block(mixture.routed.matrices)), mixture.routed
+        shared = None if mixture.shared is None else mixture.shared.matrices
+        alone = ExpertCodes(block=block, routed=routed, shared=None)
+        whole = ExpertCodes(block=block, routed=routed, shared=shared)
+        are_taken = router is not None and takes_shared(
+            by_token=static_size(mixture.experts.chosen, 1),
+            experts=routed.gate.shape[0],
+            shared=whole.num_shared,
+        )
+        return cls(mixture=mixture, codes=whole if are_taken else alone, router=router)
+
+    @property
+    def num_chosen(self) -> int:
+        """Experts of a token, shared ones included."""
+        return static_size(self.mixture.experts.chosen, 1) + self.codes.num_shared
+
+    def weighing(self, model: ir.Model) -> Weighing:
+        """Say what the experts weigh; a router that normalises stops to do so."""
+        mixture, num_experts = self.mixture, self.codes.routed.gate.shape[0]
+        if self.router is None:
+            return WeighedBySum(
+                chosen=mixture.experts.chosen,
+                scores=mixture.experts.scores,
+                num_experts=num_experts,
+                dtype=mixture.experts.hidden.dtype,
+            )
+        give_plain_scores(model, self.router.node)
+        return WeighedByShare(
+            hidden=mixture.experts.hidden,
+            chosen=mixture.experts.chosen,
+            scores=mixture.experts.scores,
+            num_experts=num_experts,
+            num_shared=self.codes.num_shared,
+            factor=self.router.factor,
+            dtype=mixture.experts.hidden.dtype,
+        )
 
 
 def _experts(model: ir.Model) -> Iterator[_Experts]:
-    for values in routed_experts(model, before_rounding):
-        matrices = SwiGLU.of(values.gate, values.up, values.down)
-        block = None if matrices is None else common_block(matrices.matrices)
-        if matrices is None or block is None or not _is_taken(matrices, values.hidden):
-            continue
-        yield _Experts(values=values, matrices=matrices, block=block)
+    for node in neutral_nodes(model, EXPERTS_DOWN):
+        mixture = Mixture.of(node, may_round=True)
+        if mixture is not None and _is_taken(mixture.routed, mixture.experts.hidden):
+            yield _Experts.of(model, mixture)
 
 
 def _is_taken(matrices: SwiGLU, hidden: ir.Value) -> bool:
@@ -83,22 +133,15 @@ def _is_taken(matrices: SwiGLU, hidden: ir.Value) -> bool:
     )
 
 
-def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScales, ...]:
-    values = experts.values
-    codes = ExpertCodes(block=experts.block, routed=experts.matrices, shared=None)
+def _replace(model: ir.Model, experts: _Experts) -> tuple[BlockCodes | BlockScales, ...]:
+    graph, mixture, codes = model.graph, experts.mixture, experts.codes
     weights = codes.weights()
     up_codes, up_scales, down_codes, down_scales = register(graph, weights)
-    tape = ir.tape.Tape()
-    logits = router_logits(
-        tape,
-        values.chosen,
-        values.scores,
-        num_experts=experts.matrices.gate.shape[0],
-        dtype=values.hidden.dtype,
-    )
-    inputs = [values.hidden, logits, up_codes, up_scales, None, down_codes, down_scales]
+    tape, weighing = ir.tape.Tape(), experts.weighing(model)
+    logits = weighing.logits(tape)
+    inputs = [mixture.experts.hidden, logits, up_codes, up_scales, None, down_codes, down_scales]
     attributes: dict[str, int | float | str] = {
-        "k": static_size(values.chosen, 1),
+        "k": experts.num_chosen,
         "quant_type": "int",
         "expert_weight_bits": codes.bits,
         "block_size": codes.block,
@@ -110,6 +153,8 @@ def _replace(graph: ir.Graph, experts: _Experts) -> tuple[BlockCodes | BlockScal
         "weights_prepacked": 0,
     }
     mixed = tape.op("QMoE", inputs, attributes, domain=MICROSOFT)
-    scaled = scaled_by_sum(tape, mixed, values.scores, dtype=values.hidden.dtype)
-    put_in_place(values.mixed, scaled, tape.nodes)
+    scaled = weighing.scaled(tape, mixed)
+    put_in_place(mixture.experts.mixed, scaled, tape.nodes)
+    if codes.shared is not None and mixture.shared is not None:
+        ir.convenience.replace_all_uses_with(mixture.shared.sum, mixture.shared.routed)
     return weights

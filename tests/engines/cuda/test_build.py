@@ -34,7 +34,7 @@ def test_the_manifest_names_every_graph_and_the_joined_one(built: Path) -> None:
     assert record.graphs.keys() == manifest.graphs.keys()
     assert {record.decoder, *record.graphs.values()} <= manifest.files.keys()
     assert record.plans is None
-    assert record.passes[0] == "coded-experts-by-softmax"
+    assert record.passes[0] == "coded-experts-by-share"
     assert record.passes[-1] == "skip-norms"
     assert manifest.targets["cpu"].decoder is None
 

@@ -101,6 +101,13 @@ def test_positions_angles_and_the_mask_are_computed_once(graph: ir.Graph) -> Non
     assert [count[name] for name in ("Cos", "Sin", "LessOrEqual")] == [1, 1, 1]
 
 
+def test_rows_for_a_tokens_choice_are_made_once(graph: ir.Graph) -> None:
+    rows = [node.inputs[0] for node in graph if node.op_type == "ScatterElements"]
+    assert len(rows) > 1
+    assert len(set(rows)) == 1
+    assert Counter(node.op_type for node in graph)["Expand"] == 1
+
+
 def test_no_body_is_left_that_a_provider_would_have_to_know(graph: ir.Graph) -> None:
     assert {node.domain for node in graph} == {"", "com.microsoft"}
 

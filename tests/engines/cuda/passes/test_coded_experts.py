@@ -148,6 +148,6 @@ def test_two_halves_that_are_no_pair_stop_the_build() -> None:
     given = matrices(bits=4, group=32)
     del given["down"]
     with pytest.raises(
-        RuntimeError, match="coded-experts-by-softmax on g: requires: 1 ExpertsUp, 0 down"
+        RuntimeError, match="coded-experts-by-share on g: requires: 1 ExpertsUp, 0 down"
     ):
         lowered(graph(given, text), [CodedExperts()])

@@ -6,11 +6,11 @@ import onnx_ir as ir
 
 from export.graph.edits import given
 
-from ...passes.expert_codes import SwiGLU, common_block
-from ...passes.graph_edits import producer_of
-from ...passes.replaced_rounding import Look, as_it_is, before_rounding
-from ...passes.routed_experts import RoutedExperts
-from ...passes.stored_codes import StoredCodes
+from .expert_codes import SwiGLU, common_block
+from .graph_edits import producer_of
+from .replaced_rounding import Look, as_it_is, before_rounding
+from .routed_experts import RoutedExperts
+from .stored_codes import StoredCodes
 
 
 @dataclass(frozen=True, kw_only=True)
