@@ -30,7 +30,7 @@ from .data.turns import encode_turns, turns_of
 from .passes.runs import Samples
 from .passes.streaming import STAGE, Pass
 from .price.distance import Reference
-from .price.gate import GateLimits, check_data, check_price, check_stats
+from .price.gate import GateLimits, check_data, check_price, check_stats, price_advice
 from .report.page import checkpoint_name, write_report
 from .search.choice import table
 from .search.trials import Search
@@ -142,8 +142,9 @@ class _Calibration:
         if record.get("key") == key_of(self.inputs) and record["gate"] == gate:
             return manifest
         raise ArtifactError(
-            f"{self.folder}: holds an artifact of another calibration; choose another output "
-            "folder or remove this one"
+            f"{self.folder}: holds an artifact of another calibration (recipe {manifest.recipe}, "
+            f"now {self.options.export.recipe.name}); choose another output folder or remove this "
+            "one"
         )
 
     def calibrate(self) -> tuple[Recipe, dict[str, Any]]:
@@ -232,7 +233,8 @@ class _Calibration:
             gate=limits.record(self.options.export.recipe),
             problems=problems,
         )
-        _refuse(f"recipe {recipe.name} ({report} shows more)", problems)
+        advice = price_advice(recipe, stats, limits)
+        _refuse(f"recipe {recipe.name} ({report} shows more)", problems, advice)
 
     def _forget_run(self) -> None:
         """Remove what the last run left: the next one has another recipe."""
@@ -243,7 +245,8 @@ class _Calibration:
     def _record(self, recipe: Recipe, stats: Stats) -> dict[str, Any]:
         """What the manifest says of a calibration that passed."""
         price = dict(stats["head"]["recipes"][recipe.name]["price"])
-        price.pop("samples")
+        for name in ("samples", "replies"):
+            price.pop(name)
         data = ("data", "held_out", "samples", "held_out_samples", "turns", "seed", "max_tokens")
         return {
             "key": key_of(self.inputs),
@@ -275,6 +278,6 @@ class _Calibration:
         return manifest
 
 
-def _refuse(where: str, problems: list[str]) -> None:
+def _refuse(where: str, problems: list[str], advice: str = "") -> None:
     if problems:
-        raise GateError(describe_problems(where, problems))
+        raise GateError(describe_problems(where, problems) + advice)
