@@ -15,11 +15,17 @@ from export.graph.journal import Journal, key_of, remove_journal
 from export.recipe.fit import check_recipe
 from export.recipe.reading import recipe_from_values
 from export.recipe.recipe import Recipe
-from export.stage import CALIBRATION_FOLDER, Calibrated, ExportOptions, export_checkpoint
+from export.stage import (
+    CALIBRATION_FOLDER,
+    Calibrated,
+    ExportOptions,
+    check_text_files,
+    export_checkpoint,
+)
 from runtime import __version__
 from runtime.artifact.manifest import FILE_NAME, Manifest
 from runtime.errors import ArtifactError, GateError, InputError, describe_problems
-from runtime.files import announced, exclusive, sha256_of, write_bytes
+from runtime.files import announced, exclusive, refuse_inside, sha256_of, write_bytes
 from runtime.progress import Progress, silent
 from runtime.prompt.encoder import PromptEncoder
 from runtime.prompt.tokenizer import Tokenizer
@@ -68,8 +74,10 @@ def calibrate_checkpoint(
         InputError: the recipe quantises nothing or does not fit the model, or the samples cannot
             be used.
         ArtifactError: the folder holds something else.
+        KimiVLError: the folder lies in the checkpoint.
     """
     recipe = options.export.recipe
+    refuse_inside(folder, checkpoint.folder)
     if not recipe.is_quantised:
         raise InputError(
             f"recipe {recipe.name} quantises nothing; use `tool.py export` or `tool.py compile`"
@@ -77,6 +85,7 @@ def calibrate_checkpoint(
     misfits = check_recipe(recipe, checkpoint.config)
     if misfits:
         raise InputError(describe_problems(f"recipe {recipe.name}", misfits))
+    check_text_files(checkpoint)
     conversations = Conversations.load(options.data)
     run = _Calibration(checkpoint, folder, options, conversations, progress)
     finished = run.finished()
@@ -141,10 +150,12 @@ class _Calibration:
         gate = self.options.limits.record(self.options.export.recipe)
         if record.get("key") == key_of(self.inputs) and record["gate"] == gate:
             return manifest
+        there, asked = manifest.recipe, self.options.export.recipe.name
+        others = "other samples, limits or checkpoint"
+        what = f"recipe {there}, asked for {asked}" if there != asked else others
         raise ArtifactError(
-            f"{self.folder}: holds an artifact of another calibration (recipe {manifest.recipe}, "
-            f"now {self.options.export.recipe.name}); choose another output folder or remove this "
-            "one"
+            f"{self.folder}: holds an artifact of another calibration ({what}); choose another "
+            "output folder or remove this one"
         )
 
     def calibrate(self) -> tuple[Recipe, dict[str, Any]]:

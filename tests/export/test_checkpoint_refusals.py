@@ -303,7 +303,9 @@ def test_sizes_beyond_belief_come_in_one_error(draft: Draft) -> None:
 def test_experts_of_all_layers_are_bounded_together(draft: Draft) -> None:
     lies = {"num_hidden_layers": 1000, "n_routed_experts": 4096}
     draft.config["text_config"] = {**draft.config["text_config"], **lies}
-    with pytest.raises(CheckpointError, match="layers 1000 x n_routed_experts 4096: at most 100000"):
+    with pytest.raises(
+        CheckpointError, match="layers 1000 x n_routed_experts 4096: at most 100000"
+    ):
         Checkpoint.open(draft.write())
 
 

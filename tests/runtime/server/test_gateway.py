@@ -69,6 +69,8 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, text: str, words:
         ApiKeys.load(write_keys(tmp_path, text))
     with pytest.raises(InputError, match="not readable"):
         ApiKeys.load(tmp_path)
+    with pytest.raises(InputError, match="absent: no such file; --api-keys names"):
+        ApiKeys.load(tmp_path / "absent")
 
 
 def test_a_server_for_this_machine_answers_to_no_other_name(served: Served) -> None:
@@ -147,6 +149,12 @@ def test_a_taken_port_is_told_in_one_line() -> None:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port}: cannot be served at"):
             bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "no-such.invalid", "a..b", "203.0.113.1"])
+def test_a_host_that_is_none_of_this_machine_advises_another_host(host: str) -> None:
+    with pytest.raises(InputError, match=rf"{host}:0: cannot be served at: .*another --host$"):
+        bind(host, 0)
 
 
 def test_of_two_servers_that_start_together_on_one_port_the_second_is_told_at_once() -> None:
