@@ -15,11 +15,17 @@ from export.graph.journal import Journal, key_of, remove_journal
 from export.recipe.fit import check_recipe
 from export.recipe.reading import recipe_from_values
 from export.recipe.recipe import Recipe
-from export.stage import CALIBRATION_FOLDER, Calibrated, ExportOptions, export_checkpoint
+from export.stage import (
+    CALIBRATION_FOLDER,
+    Calibrated,
+    ExportOptions,
+    check_text_files,
+    export_checkpoint,
+)
 from runtime import __version__
 from runtime.artifact.manifest import FILE_NAME, Manifest
 from runtime.errors import ArtifactError, GateError, InputError, describe_problems
-from runtime.files import announced, exclusive, sha256_of, write_bytes
+from runtime.files import announced, exclusive, refuse_inside, sha256_of, write_bytes
 from runtime.progress import Progress, silent
 from runtime.prompt.encoder import PromptEncoder
 from runtime.prompt.tokenizer import Tokenizer
@@ -30,7 +36,7 @@ from .data.turns import encode_turns, turns_of
 from .passes.runs import Samples
 from .passes.streaming import STAGE, Pass
 from .price.distance import Reference
-from .price.gate import GateLimits, check_data, check_price, check_stats
+from .price.gate import GateLimits, check_data, check_price, check_stats, price_advice
 from .report.page import checkpoint_name, write_report
 from .search.choice import table
 from .search.trials import Search
@@ -68,8 +74,10 @@ def calibrate_checkpoint(
         InputError: the recipe quantises nothing or does not fit the model, or the samples cannot
             be used.
         ArtifactError: the folder holds something else.
+        KimiVLError: the folder lies in the checkpoint.
     """
     recipe = options.export.recipe
+    refuse_inside(folder, checkpoint.folder)
     if not recipe.is_quantised:
         raise InputError(
             f"recipe {recipe.name} quantises nothing; use `tool.py export` or `tool.py compile`"
@@ -77,6 +85,7 @@ def calibrate_checkpoint(
     misfits = check_recipe(recipe, checkpoint.config)
     if misfits:
         raise InputError(describe_problems(f"recipe {recipe.name}", misfits))
+    check_text_files(checkpoint)
     conversations = Conversations.load(options.data)
     run = _Calibration(checkpoint, folder, options, conversations, progress)
     finished = run.finished()
@@ -141,9 +150,12 @@ class _Calibration:
         gate = self.options.limits.record(self.options.export.recipe)
         if record.get("key") == key_of(self.inputs) and record["gate"] == gate:
             return manifest
+        there, asked = manifest.recipe, self.options.export.recipe.name
+        others = "other samples, limits or checkpoint"
+        what = f"recipe {there}, asked for {asked}" if there != asked else others
         raise ArtifactError(
-            f"{self.folder}: holds an artifact of another calibration; choose another output "
-            "folder or remove this one"
+            f"{self.folder}: holds an artifact of another calibration ({what}); choose another "
+            "output folder or remove this one"
         )
 
     def calibrate(self) -> tuple[Recipe, dict[str, Any]]:
@@ -232,7 +244,8 @@ class _Calibration:
             gate=limits.record(self.options.export.recipe),
             problems=problems,
         )
-        _refuse(f"recipe {recipe.name} ({report} shows more)", problems)
+        advice = price_advice(recipe, stats, limits)
+        _refuse(f"recipe {recipe.name} ({report} shows more)", problems, advice)
 
     def _forget_run(self) -> None:
         """Remove what the last run left: the next one has another recipe."""
@@ -243,7 +256,8 @@ class _Calibration:
     def _record(self, recipe: Recipe, stats: Stats) -> dict[str, Any]:
         """What the manifest says of a calibration that passed."""
         price = dict(stats["head"]["recipes"][recipe.name]["price"])
-        price.pop("samples")
+        for name in ("samples", "replies"):
+            price.pop(name)
         data = ("data", "held_out", "samples", "held_out_samples", "turns", "seed", "max_tokens")
         return {
             "key": key_of(self.inputs),
@@ -275,6 +289,6 @@ class _Calibration:
         return manifest
 
 
-def _refuse(where: str, problems: list[str]) -> None:
+def _refuse(where: str, problems: list[str], advice: str = "") -> None:
     if problems:
-        raise GateError(describe_problems(where, problems))
+        raise GateError(describe_problems(where, problems) + advice)

@@ -19,15 +19,18 @@ from runtime.files import announced
 from runtime.progress import Progress, silent
 
 from .data.examples import Example
+from .embedding import measure_embedding
 from .joined import measure_joined
 from .on_device import measure_on_device
 from .parity import measure_graph
 from .price.judged import Judged
 from .price.target import price_target
 from .report_of_targets import report_targets
-from .tolerances import GRAPH_FP32, GRAPH_ROUNDED, SAME_GRAPH
+from .tolerances import EXACT, GRAPH_FP32, GRAPH_ROUNDED, SAME_GRAPH
 
 STAGE = "verify"
+OWN_LIMITS = {names.DECODER: SAME_GRAPH, names.EMBEDDING: EXACT}
+"""Of what is not compared with a torch module."""
 
 
 @announced(STAGE)
@@ -41,7 +44,8 @@ def verify_artifact(
 ) -> Manifest:
     """Hash all files and compare each of a target's graphs with its torch module.
 
-    A decoder that was joined from such graphs is compared with these.
+    A decoder that was joined from such graphs is compared with these, and the embedding table as
+    the runtime reads it with what the recipe says.
 
     Args:
         folder: of the artifact.
@@ -70,7 +74,7 @@ def verify_artifact(
     figures: dict[str, float] = {}
     problems: list[str] = []
     for done, (name, measure) in enumerate(measures.items(), start=1):
-        limit = SAME_GRAPH if name == names.DECODER else allowed
+        limit = OWN_LIMITS.get(name, allowed)
         try:
             figures[name] = measure()
         except Exception as error:  # noqa: BLE001  a foreign graph breaks in many ways
@@ -95,13 +99,14 @@ def verify_artifact(
 def _measures(
     artifact: Artifact, record: TargetRecord, config: KimiVLConfig
 ) -> dict[str, Callable[[], float]]:
-    """List what measures each graph, and the joined one where there is one."""
+    """List what measures each graph, the table, and the joined graph where there is one."""
     manifest = artifact.manifest
     plans = plan_graphs(config, torch.float32, manifest.layers, taps=manifest.taps)
     measures: dict[str, Callable[[], float]] = {
         plan.name: partial(measure_graph, artifact, record.graphs[plan.name], plan, config)
         for plan in plans
     }
+    measures[names.EMBEDDING] = partial(measure_embedding, artifact, config)
     if record.decoder is not None:
         measures[names.DECODER] = partial(measure_joined, artifact, record, record.decoder, config)
     return measures

@@ -102,6 +102,8 @@ def open_image(path: str) -> "Image.Image":
     """
     from runtime.prompt.images import load_image
 
+    if not path:
+        raise InputError("--image: expected the path of an image, found an empty one")
     if "://" in path:
         raise InputError(f"{path}: addresses are not fetched; download the image, give its path")
     return load_image(path)

@@ -8,13 +8,13 @@ The command line sees the fields of `LimitFlags` as flags of their own.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import InputError
 
-from . import options
+from . import options, output
 
 if TYPE_CHECKING:
     from calibration.stage import CalibrateOptions
@@ -63,6 +63,21 @@ class CalibrationFlags:
     min_tokens_per_expert: options.MinTokensPerExpertOption = 32
     max_fallback_experts: options.MaxFallbackExpertsOption = 0.05
     budget: options.BudgetOption = None
+
+    def note_unused(self, recipe_name: str) -> None:
+        """Say that what is given of these has no effect on a recipe that is not quantised.
+
+        Raises:
+            InputError: there is no such recipe, or its file is malformed.
+        """
+        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        if not given:
+            return
+        from export.recipe.reading import load_recipe
+
+        if not load_recipe(recipe_name).is_quantised:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            output.note(f"note: {flags} without effect: recipe {recipe_name} is not quantised")
 
     def make_options(self, wanted: "ExportOptions") -> "CalibrateOptions":
         """Turn the flags into what the calibration takes.
@@ -198,11 +213,20 @@ def with_flag_groups(command: Callable[..., None]) -> Callable[..., None]:
     def call(**values: Any) -> None:  # noqa: ANN401  what typer parsed
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        _note_unused(values.values())
         command(**values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # PEP 362
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _note_unused(groups: Iterable[object]) -> None:
+    """Name flags of a calibration that the recipe beside them has no use for."""
+    recipes = [one.recipe for one in groups if isinstance(one, ExportFlags)]
+    for samples in (one for one in groups if isinstance(one, CalibrationFlags)):
+        for recipe in recipes:
+            samples.note_unused(recipe)
 
 
 def _parameters_of(group: Any) -> list[inspect.Parameter]:  # noqa: ANN401  a dataclass

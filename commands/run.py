@@ -66,9 +66,11 @@ def _read_prompt(prompt: str) -> str:
     if prompt != "-":
         return prompt
     try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin: the prompt is not text in {error.encoding}") from error
+        text = sys.stdin.read()
+        text.encode()  # in some locales, bytes that are none of UTF-8 come as lone surrogates
+    except UnicodeError as error:
+        raise InputError("standard input: not UTF-8 text") from error
+    return text.removesuffix("\n")
 
 
 def _result_fields(request: "Request", answer: answering.Answer) -> dict[str, Any]:

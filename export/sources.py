@@ -60,13 +60,19 @@ class Source:
             rows = part.reshape(1) if part.dim() == 0 else part
             step = max(1, _BLOCK_ELEMENTS // max(1, rows[0].numel()))
             for start in range(0, rows.shape[0], step):
-                block = rows[start : start + step].to(self.torch_dtype).contiguous()
+                stored = rows[start : start + step]
+                block = stored.to(self.torch_dtype).contiguous()
                 if not bool(torch.isfinite(block).all()):
-                    raise CheckpointError(
-                        f"{name}: values that are not finite as {self.torch_dtype}; "
-                        "the checkpoint is damaged or needs a wider recipe (bf16 or fp32)"
-                    )
+                    raise CheckpointError(f"{name}: {self._why_not_finite(stored)}")
                 yield block.view(torch.uint8).flatten().numpy().data
+
+    def _why_not_finite(self, stored: Tensor) -> str:
+        if not bool(torch.isfinite(stored.double()).all()):
+            return "the checkpoint itself holds NaN or infinity; get the file again"
+        return (
+            f"values that are too large for {self.torch_dtype}; give a wider recipe "
+            "(--recipe bf16 or fp32)"
+        )
 
     def value(self) -> Tensor:
         """Return the whole parameter in memory."""

@@ -19,7 +19,15 @@ from runtime.artifact.manifest import FILE_NAME, MODEL_FOLDER, Manifest
 from runtime.artifact.records import FileRecord, TableRecord
 from runtime.config import KimiVLConfig
 from runtime.errors import ArtifactError, CapacityError, InputError
-from runtime.files import TEMPORARY_SUFFIX, announced, exclusive, sha256_of, write_bytes
+from runtime.files import (
+    TEMPORARY_SUFFIX,
+    announced,
+    exclusive,
+    refuse_inside,
+    sha256_of,
+    write_bytes,
+)
+from runtime.generation.releases import check_generation
 from runtime.progress import Progress, silent
 from runtime.prompt.encoder import PromptEncoder
 
@@ -108,7 +116,9 @@ def export_checkpoint(
         InputError: the recipe is quantised and there are no scales.
         CapacityError: the disk is too small, told before anything is written.
         CheckpointError: a tensor holds values that are not finite in the recipe's type.
+        KimiVLError: the folder lies in the checkpoint.
     """
+    refuse_inside(folder, checkpoint.folder)
     layers = options.checked_layers(checkpoint.config)
     recipe = options.recipe
     if recipe.is_quantised and calibrated is None:
@@ -116,7 +126,7 @@ def export_checkpoint(
             f"recipe {recipe.name} is quantised, and its scales come from samples; "
             "use `tool.py calibrate` or `tool.py compile`, which do both"
         )
-    PromptEncoder.load(checkpoint.folder, checkpoint.config)  # an artifact must understand text
+    check_text_files(checkpoint)
     inputs = {
         "source": _fingerprint(checkpoint),
         "recipe": recipe.name,
@@ -131,6 +141,16 @@ def export_checkpoint(
         remove_journal(folder, STAGE)
         return finished
     return _Export(checkpoint, folder, options, layers, calibrated, progress).run(key_of(inputs))
+
+
+def check_text_files(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose artifact would not understand text or know an answer's end.
+
+    Raises:
+        CheckpointError: tokenizer, template, image rule or generation config cannot be used.
+    """
+    encoder = PromptEncoder.load(checkpoint.folder, checkpoint.config)
+    check_generation(checkpoint.config, checkpoint.folder, encoder.tokenizer)
 
 
 class _Export:

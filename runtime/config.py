@@ -16,6 +16,7 @@ from .config_fields import (
     FIXED_VISION_VALUES,
     INERT_FIELDS,
     INERT_TEXT_FIELDS,
+    MOST_EXPERTS,
     TEXT_FIELDS,
     TOP_FIELDS,
     VISION_FIELDS,
@@ -226,6 +227,11 @@ def _check_decoder(reader: Reader, config: DecoderConfig) -> None:
         reader.problem(
             f"num_experts_per_tok {config.experts_per_token} exceeds n_routed_experts "
             f"{config.num_experts}"
+        )
+    if config.num_layers * config.num_experts > MOST_EXPERTS:
+        reader.problem(
+            f"num_hidden_layers {config.num_layers} x n_routed_experts {config.num_experts}: at "
+            f"most {MOST_EXPERTS} experts in all are believed"
         )
     if config.num_shared_experts == 0:
         reader.problem("n_shared_experts 0 is not implemented: every MoE layer has shared experts")

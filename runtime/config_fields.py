@@ -82,6 +82,31 @@ _PRETRAINED_CONFIG = (
     "torchscript transformers_version typical_p use_bfloat16 use_cache vocab_size "
 )
 INERT_FIELDS = frozenset(_PRETRAINED_CONFIG.split())
+_MOST = {
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "moe_intermediate_size": 1 << 20,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "n_routed_experts": 4096,
+    "n_shared_experts": 256,
+    "kv_lora_rank": 1 << 17,
+    "qk_nope_head_dim": 1 << 14,
+    "qk_rope_head_dim": 1 << 14,
+    "v_head_dim": 1 << 14,
+    "init_pos_emb_height": 4096,
+    "init_pos_emb_width": 4096,
+    "patch_size": 1024,
+}
+"""The largest sizes that are believed, far above any model of the family: what is listed and
+allocated follows from them, and a damaged file must not take the machine's memory."""
+_MOST_OF_OTHERS = (1 << 31) - 1
+_LARGEST_NUMBER = 3.4e38
+"""Of fp32."""
+MOST_EXPERTS = 100_000
+"""Of all layers together."""
 
 
 class Reader:
@@ -111,10 +136,14 @@ class Reader:
         self.problems.append(f"{self._prefix}{text}")
 
     def integer(self, name: str, *, default: int | None = None, minimum: int = 1) -> int:
-        """Return an integer field of at least `minimum`."""
+        """Return an integer field of at least `minimum`, and of no size beyond belief."""
         value = self._fields.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             self.problem(f"{name}: expected an integer of at least {minimum}, {_found(value)}")
+            return max(minimum, 1)
+        most = _MOST.get(name, _MOST_OF_OTHERS)
+        if value > most:
+            self.problem(f"{name}: at most {most} is believed, {_found(value)}")
             return max(minimum, 1)
         return value
 
@@ -122,7 +151,7 @@ class Reader:
         """Return a positive number."""
         value = self._fields.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value < float("inf"):  # type: ignore[operator]  # checked left
+        if not is_number or not 0 < value < _LARGEST_NUMBER:  # type: ignore[operator]  # checked left
             self.problem(f"{name}: expected a positive number, {_found(value)}")
             return 1.0
         return float(value)  # type: ignore[arg-type]  # checked above

@@ -69,8 +69,8 @@ def thread_count(wanted: int | None) -> int:
         return cores.threads
     if not 1 <= wanted <= cores.allowed:
         raise InputError(
-            f"threads: expected 1 to {cores.allowed}, the processors that this process may use, "
-            f"found {wanted}; left out, {cores.threads} start"
+            f"threads: found {wanted}, expected 1 to {cores.allowed}, the processors that this "
+            f"process may use; {cores.threads} are started where nothing is said"
         )
     return wanted
 

@@ -128,6 +128,19 @@ def resolve_inside(folder: Path, name: str) -> Path:
     return path
 
 
+def refuse_inside(output: Path, source: Path) -> None:
+    """Refuse to write into the folder that is read, or below it.
+
+    Raises:
+        KimiVLError: `output` lies in `source`, also through links.
+    """
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(source)):
+        raise KimiVLError(
+            f"{output}: lies in {source}, which it is made from and which must stay as it is; "
+            "choose a folder outside"
+        )
+
+
 def _is_reachable(path: Path) -> bool:
     return os.access(path.parent, os.W_OK)
 
@@ -142,7 +155,11 @@ def _raise_disk_error(path: Path, error: OSError) -> NoReturn:
             f"{path}: larger than files may be here; raise the limit (ulimit -f) or choose "
             "another file system"
         ) from error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        raise KimiVLError(
+            f"{path}: lies on a file system that is read-only here; choose a folder on another"
+        ) from error
+    if error.errno in (errno.EACCES, errno.EPERM):
         raise KimiVLError(
             f"{path}: no permission to write; choose a folder that you own"
         ) from error

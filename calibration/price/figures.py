@@ -23,9 +23,11 @@ def price(
     Returns:
         `kl_mean`, `kl_p99`, `top1`, `positions`; where there are replies `exact_match` and
         `exact_match_reference`; and `samples`: for each `kl`, and `differs`, pairs of the number of
-        a judged position and the token that is chosen there instead of the reference's.
+        a judged position and the token that is chosen there instead of the reference's; and
+        `replies`: how many of the samples exact match counts.
     """
     found = _figures(samples, references, distances)
+    found["replies"] = sum(sample.has_reply and len(sample.judged) > 0 for sample in samples)
     found["samples"] = [_sample_price(distance) for distance in distances]
     return found
 

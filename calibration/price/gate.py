@@ -1,9 +1,9 @@
 """The gate: a calibration that has seen too little, or a recipe that loses too much, ends here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from export.recipe.recipe import Budget, Recipe
 from runtime.errors import InputError
@@ -101,18 +101,59 @@ def _check_experts(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits)
     ]
 
 
+def is_within(lost: float, most: float) -> bool:
+    """Tell whether a loss is at most a limit: 1 - 24 / 25 is 0.04, whatever floats make of it."""
+    return lost <= most or math.isclose(lost, most, rel_tol=1e-9, abs_tol=1e-12)
+
+
 def check_price(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) -> list[str]:
-    """Name where a recipe loses more than its budget."""
+    """Name where a recipe loses more than its budget, in the units of `--budget`."""
+    return [one.problem for one in _excesses(recipe, stats, limits)]
+
+
+def price_advice(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) -> str:
+    """Say how to go on where a recipe loses more than its budget; nothing where it does not."""
+    wider = [one.wider for one in _excesses(recipe, stats, limits) if one.wider]
+    if not wider:
+        return ""
+    return (
+        f"; the same command with --budget {','.join(wider)} goes on; with another folder, more "
+        "samples (--held-out) judge more finely"
+    )
+
+
+class _Excess(NamedTuple):
+    """A measure over its budget."""
+
+    problem: str
+    wider: str
+    """What `--budget` would have to say, empty where no limit would do."""
+
+
+def _excesses(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) -> Iterator[_Excess]:
     price = stats["head"]["recipes"].get(recipe.name, {}).get("price")
     if price is None:
-        return []
-    budget, problems = limits.budget or recipe.budget, []
-    if not price["kl_mean"] <= budget.kl:
-        problems.append(f"mean KL {price['kl_mean']:.3g} is over the budget of {budget.kl:g}")
-    if not price["top1"] >= budget.top1:
-        problems.append(f"top-1 agreement {price['top1']:.4g} is below {budget.top1:g}")
-    if "exact_match" in price:
-        lost = price["exact_match_reference"] - price["exact_match"]
-        if lost > budget.exact_match:
-            problems.append(f"exact match falls by {lost:.3g}, allowed {budget.exact_match:g}")
-    return problems
+        return
+    budget, kl, top1 = limits.budget or recipe.budget, price["kl_mean"], price["top1"]
+    if not is_within(kl, budget.kl):
+        problem = f"mean KL {kl:.3g} nats is over the budget of {budget.kl:g}"
+        yield _Excess(problem, f"kl={_rounded_up(kl)}" if math.isfinite(kl) else "")
+    if not is_within(1 - top1, 1 - budget.top1):
+        problem = f"top-1 agreement {top1:.4g} is below {budget.top1:g}"
+        yield _Excess(problem, f"top1={1 - float(_rounded_up(1 - top1)):.6g}")
+    if "exact_match" not in price:
+        return
+    lost = price["exact_match_reference"] - price["exact_match"]
+    if not is_within(lost, budget.exact_match):
+        count = price["replies"]
+        problem = (
+            f"exact match falls by {100 * lost:.3g} points ({round(lost * count)} of {count} "
+            f"samples), allowed {100 * budget.exact_match:g}"
+        )
+        yield _Excess(problem, f"em={_rounded_up(100 * lost)}")
+
+
+def _rounded_up(number: float) -> str:
+    """Write a number above 0 with two digits, none of them too small."""
+    step = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return f"{math.ceil(number / step - 1e-6) * step:.6g}"

@@ -41,7 +41,8 @@ def price_target(
     count, references = len(judged.samples), judged.references
     measure = _Measure(open_engine(artifact, target), progress, len(references))
     found = price(*measure.all(judged.samples, references[:count]))
-    found.pop("samples")
+    for name in ("samples", "replies"):
+        found.pop(name)
     found |= _turn_figures(measure, judged.turns, references[count:])
     return {name: float(value) for name, value in found.items()}
 

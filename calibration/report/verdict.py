@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ..price.gate import is_within
 from .charts import share_bar
 from .findings import Findings
 from .markup import Html, element
@@ -104,7 +105,7 @@ def _rare_experts(findings: Findings) -> Iterator[Html]:
 
 def _judged(name: str, found: str, allowed: str, lost: float, most: float) -> Html:
     """A row with a limit: how much of what may be lost is lost."""
-    is_over = not lost <= most
+    is_over = not is_within(lost, most)
     share = lost / most if most > 0 else float(is_over)
     used = share_bar(max(share, 0.0), is_over=is_over)
     word = element("strong", "✗ over") if is_over else "✓ within"

@@ -12,6 +12,8 @@ from typing import Any
 from export.recipe.reading import AUTO
 from export.recipe.recipe import PARTS, Budget, Part, PartRecipe, Recipe, WeightFormat
 
+from ..price.gate import is_within
+
 NAME_OF_BASE = "base"
 _FORMATS = (
     WeightFormat(codes="int8"),
@@ -103,13 +105,13 @@ def choose(trials: Sequence[Trial], budget: Budget, strictness: float) -> list[T
         kl = sum(one.kl for one in combination)
         missed = sum(1.0 - one.top1 for one in combination)
         lost = sum(max(0.0, one.exact_match_loss) for one in combination)
-        is_within = (
-            kl <= strictness * budget.kl
-            and missed <= strictness * (1.0 - budget.top1)
-            and lost <= strictness * budget.exact_match
+        is_cheap = (
+            is_within(kl, strictness * budget.kl)
+            and is_within(missed, strictness * (1.0 - budget.top1))
+            and is_within(lost, strictness * budget.exact_match)
         )
         key = (sum(one.active_bytes for one in combination), kl)
-        if is_within and (best is None or key < best):
+        if is_cheap and (best is None or key < best):
             best, chosen = key, list(combination)
     return chosen
 

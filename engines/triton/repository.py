@@ -7,6 +7,7 @@ from typing import Literal
 
 from runtime.artifact.folder import CHECKED_FILE, Artifact
 from runtime.errors import InputError, describe_problems
+from runtime.files import refuse_inside
 from runtime.progress import Progress, silent
 
 from .conversation import conversation_files
@@ -72,8 +73,9 @@ def write_repository(
     Raises:
         ArtifactError: the artifact is altered, or not built for the target.
         UnsupportedError: the target has no such encoder.
-        KimiVLError: the repository's folder holds something else.
+        KimiVLError: the repository's folder holds something else, or lies in the artifact.
     """
+    refuse_inside(repository, artifact_folder)
     artifact = Artifact.open(artifact_folder, progress=progress)
     artifact.target(options.target)
     files: Files = conversation_files(artifact, options.name, options.target, options.artifact_at)

@@ -52,6 +52,8 @@ def load_recipe(name: str) -> Recipe:
         )
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"recipe {name}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {name}: not readable: {error}") from error
     return parse_recipe(text, path.stem, str(path))

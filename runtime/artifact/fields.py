@@ -37,9 +37,11 @@ class Fields:
             raise MalformedError(f"`{where}` must be an object, found {type(value).__name__}")
         self.value: dict[str, Any] = value
         self.where = where
+        self._read: set[str] = set()
 
     def get(self, name: str, kind: type[_T]) -> _T:
         """Return a value of exactly this type: `true` is not a number."""
+        self._read.add(name)
         if name not in self.value:
             raise MalformedError(f"`{self._path(name)}` is missing")
         value = self.value[name]
@@ -50,6 +52,7 @@ class Fields:
 
     def optional_text(self, name: str) -> str | None:
         """Return a string, or None where the value is null."""
+        self._read.add(name)
         return None if self.value.get(name, "") is None else self.get(name, str)
 
     def count(self, name: str, *, minimum: int = 1, maximum: int = MAX_COUNT) -> int:
@@ -77,6 +80,7 @@ class Fields:
 
     def optional_child(self, name: str) -> "Fields | None":
         """Return an object in this object, or None where the value is null."""
+        self._read.add(name)
         return None if self.value.get(name, "") is None else self.child(name)
 
     def children(self) -> Iterator[tuple[str, "Fields"]]:
@@ -91,6 +95,11 @@ class Fields:
         """Return all values, each a number with a fraction."""
         return {name: self.get(name, float) for name in self.value}
 
+    def refuse_unread(self) -> None:
+        """Refuse what nobody has asked for."""
+        for name in self.value.keys() - self._read:
+            raise MalformedError(f"`{self._path(name)}` is not known")
+
     def _path(self, name: str) -> str:
         return f"{self.where}.{name}" if self.where else name
 
@@ -100,38 +109,36 @@ def read_table(fields: Fields) -> TableRecord:
     dtype, shape = fields.get("dtype", str), fields.counts("shape", minimum=1)
     if dtype not in TYPE_BYTES or len(shape) != 2:
         raise MalformedError(f"`{fields.where}` is a table of {len(shape)} axes of {dtype!r}")
-    return TableRecord(
+    record = TableRecord(
         path=fields.get("path", str),
         dtype=dtype,
         shape=(shape[0], shape[1]),
         scales=fields.optional_text("scales"),
     )
+    fields.refuse_unread()
+    return record
 
 
 def read_file(fields: Fields) -> FileRecord:
     """Read the record of a file."""
-    return FileRecord(
+    record = FileRecord(
         bytes=fields.count("bytes", minimum=0, maximum=MAX_BYTES),
         sha256=fields.get("sha256", str),
     )
+    fields.refuse_unread()
+    return record
 
 
 def read_target(fields: Fields) -> TargetRecord:
     """Read the record of a target."""
     sizes = fields.child("limits")
-    limits = Limits(
-        max_tokens=sizes.count("max_tokens"),
-        max_input_tokens=sizes.count("max_input_tokens"),
-        max_slots=sizes.count("max_slots"),
-        max_patches=sizes.count("max_patches"),
-        prefill_chunk=sizes.count("prefill_chunk"),
-    )
+    limits = _limits(sizes)
     if max(limits.max_input_tokens, limits.prefill_chunk) > limits.max_tokens:
         raise MalformedError(f"`{sizes.where}`: a prompt or chunk is larger than `max_tokens`")
     cache = _cache(fields.child("cache"))
     if limits.max_slots * limits.max_tokens * cache.token_bytes > MAX_BYTES:
         raise MalformedError(f"`{fields.where}`: a cache that no machine can hold")
-    return TargetRecord(
+    record = TargetRecord(
         graphs=fields.child("graphs").text_map(),
         cache=cache,
         limits=limits,
@@ -141,30 +148,51 @@ def read_target(fields: Fields) -> TargetRecord:
         # Not in manifests of earlier versions, whose targets have none.
         decoder=fields.optional_text("decoder") if "decoder" in fields.value else None,
     )
+    fields.refuse_unread()
+    return record
+
+
+def _limits(sizes: Fields) -> Limits:
+    limits = Limits(
+        max_tokens=sizes.count("max_tokens"),
+        max_input_tokens=sizes.count("max_input_tokens"),
+        max_slots=sizes.count("max_slots"),
+        max_patches=sizes.count("max_patches"),
+        prefill_chunk=sizes.count("prefill_chunk"),
+    )
+    sizes.refuse_unread()
+    return limits
 
 
 def _plans(fields: Fields | None) -> PlansRecord | None:
     if fields is None:
         return None
-    return PlansRecord(
+    record = PlansRecord(
         package=fields.get("package", str),
         version=fields.get("version", str),
         sms=fields.texts("sms"),
         engines={name: _plan(one) for name, one in fields.child("engines").children()},
         wanted_precision=fields.get("wanted_precision", float),
     )
+    fields.refuse_unread()
+    return record
 
 
 def _plan(fields: Fields) -> PlanRecord:
-    weights = {
-        name: BoundWeight(
-            path=one.get("path", str),
-            offset=one.count("offset", minimum=0, maximum=MAX_BYTES),
-            length=one.count("length", maximum=MAX_BYTES),
-        )
-        for name, one in fields.child("weights").children()
-    }
-    return PlanRecord(path=fields.get("path", str), graphs=fields.texts("graphs"), weights=weights)
+    weights = {name: _weight(one) for name, one in fields.child("weights").children()}
+    path, graphs = fields.get("path", str), fields.texts("graphs")
+    fields.refuse_unread()
+    return PlanRecord(path=path, graphs=graphs, weights=weights)
+
+
+def _weight(fields: Fields) -> BoundWeight:
+    weight = BoundWeight(
+        path=fields.get("path", str),
+        offset=fields.count("offset", minimum=0, maximum=MAX_BYTES),
+        length=fields.count("length", maximum=MAX_BYTES),
+    )
+    fields.refuse_unread()
+    return weight
 
 
 def _cache(fields: Fields) -> CacheRecord:
@@ -173,6 +201,8 @@ def _cache(fields: Fields) -> CacheRecord:
         tensors[name] = CacheTensor(dtype=one.get("dtype", str), width=one.count("width"))
         if tensors[name].dtype not in TYPE_BYTES:
             raise MalformedError(f"`{one.where}` is of type {tensors[name].dtype!r}")
+        one.refuse_unread()
     if names.CACHE not in tensors:
         raise MalformedError(f"`{fields.where}.tensors.{names.CACHE}` is missing")
+    fields.refuse_unread()
     return CacheRecord(tensors=tensors)

@@ -193,7 +193,7 @@ def _is_known(format_number: object) -> bool:
 
 def _from_fields(value: dict[str, Any]) -> Manifest:
     fields = Fields(value)
-    return Manifest(
+    manifest = Manifest(
         source=fields.get("source", dict),
         recipe=fields.get("recipe", str),
         precision=fields.get("precision", dict),
@@ -208,7 +208,10 @@ def _from_fields(value: dict[str, Any]) -> Manifest:
         calibration=fields.get("calibration", dict),
         prices={name: record.numbers() for name, record in fields.child("prices").children()},
         devices={name: _device(one) for name, one in fields.child("devices").children()},
+        format=fields.get("format", int),
     )
+    fields.refuse_unread()
+    return manifest
 
 
 def _device(fields: Fields) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from ..prompt.special_tokens import IM_END
 from ..prompt.tokenizer import Tokenizer
 from .sampling import Sampling
 
+_GENERATION_FILE = "generation_config.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
@@ -53,7 +55,7 @@ def detect_release(folder: Path) -> Release | None:
     Raises:
         CheckpointError: one of the two files is there but is not a JSON object.
     """
-    temperature = _read_optional(folder / "generation_config.json").get("temperature")
+    temperature = _read_optional(folder / _GENERATION_FILE).get("temperature")
     in_token_limit = _read_optional(folder / "preprocessor_config.json").get("in_token_limit")
     by_temperature = [release for release in RELEASES if release.temperature == temperature]
     by_limit = [release for release in RELEASES if release.in_token_limit == in_token_limit]
@@ -74,14 +76,9 @@ def stop_ids(config: KimiVLConfig, folder: Path, tokenizer: Tokenizer) -> frozen
         CheckpointError: `generation_config.json` is not JSON or names no possible ids, or the
             tokenizer has no end of message.
     """
-    path = folder / "generation_config.json"
+    path = folder / _GENERATION_FILE
     reader = Reader(_read_optional(path), prefix="")
-    ids = reader.ids("eos_token_id")
-    for token_id in ids:
-        if not 0 <= token_id < config.decoder.vocab_size:
-            reader.problem(
-                f"eos_token_id {token_id} is outside the vocabulary of {config.decoder.vocab_size}"
-            )
+    ids = _read_ids(reader, config)
     if reader.problems:
         raise CheckpointError(describe_problems(str(path), reader.problems))
     end = tokenizer.special_id(IM_END)
@@ -91,6 +88,35 @@ def stop_ids(config: KimiVLConfig, folder: Path, tokenizer: Tokenizer) -> frozen
             "its tokenizer_config.json must name it"
         )
     return frozenset({*config.eos_token_ids, *ids, end})
+
+
+def check_generation(config: KimiVLConfig, folder: Path, tokenizer: Tokenizer) -> None:
+    """Refuse what would be found wrong with `generation_config.json` when a session is opened.
+
+    Raises:
+        CheckpointError: as `stop_ids` and `detect_release`; or the temperature is no number.
+    """
+    path = folder / _GENERATION_FILE
+    fields = _read_optional(path)
+    reader = Reader(fields, prefix="")
+    _read_ids(reader, config)
+    temperature = fields.get("temperature")
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float | None):
+        reader.problem(f"temperature: expected a number, found {temperature!r}")
+    if reader.problems:
+        raise CheckpointError(describe_problems(str(path), reader.problems))
+    detect_release(folder)
+    stop_ids(config, folder, tokenizer)
+
+
+def _read_ids(reader: Reader, config: KimiVLConfig) -> list[int]:
+    ids = reader.ids("eos_token_id")
+    for token_id in ids:
+        if not 0 <= token_id < config.decoder.vocab_size:
+            reader.problem(
+                f"eos_token_id {token_id} is outside the vocabulary of {config.decoder.vocab_size}"
+            )
+    return ids
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

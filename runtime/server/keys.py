@@ -26,6 +26,10 @@ class ApiKeys:
         """
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path}: no such file; --api-keys names one with a key a line"
+            ) from error
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as a file of API keys: {error}") from error
         words = ((number, line.strip()) for number, line in enumerate(lines, start=1))

@@ -1,5 +1,6 @@
 """Serves an artifact until it is told to stop; the one way in."""
 
+import errno
 import logging
 import signal
 import socket
@@ -84,10 +85,13 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for names that no host can have
         listener.close()
+        is_host = isinstance(error, (socket.gaierror, UnicodeError))
+        is_host |= getattr(error, "errno", None) == errno.EADDRNOTAVAIL
         raise InputError(
-            f"{host}:{port}: cannot be served at: {error.strerror}; choose another --port"
+            f"{host}:{port}: cannot be served at: {getattr(error, 'strerror', None) or error}; "
+            f"choose another {'--host' if is_host else '--port'}"
         ) from error
     return listener
 

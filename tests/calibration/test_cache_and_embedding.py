@@ -75,6 +75,10 @@ def test_a_report_with_prices_stays_as_it_is_when_they_are_measured_again(made: 
     assert [path.read_bytes() for path in files] == before
 
 
+def test_verify_reads_codes_and_scales_of_the_table(made: Path) -> None:
+    assert Artifact.open(made).manifest.parity["cpu"]["embedding"] == 0.0
+
+
 def test_the_manifest_lists_the_cache_as_it_is(made: Path) -> None:
     tensors = Artifact.open(made).manifest.targets["cpu"].cache.tensors
     assert {name: (one.dtype, one.width) for name, one in tensors.items()} == {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from calibration.price.gate import parse_budget
+from calibration.price.gate import GateLimits, check_price, parse_budget, price_advice
 from examples.nano.score import HERE
-from export.recipe.recipe import Budget
+from export.recipe.recipe import Budget, Recipe
 from runtime.errors import InputError
 from tests.commands.conftest import Outcome, Tool
 from tests.commands.conftest import tool as tool
@@ -75,7 +75,8 @@ def test_a_budget_that_is_too_tight_fails_with_all_reasons(
     flags = ("--max-samples", "48", "--budget", "kl=0,top1=1")
     done = calibrate(tmp_path / "made", "nvfp4", "nano-calibration", *flags)
     assert done.status == 1
-    assert re.search(r"mean KL [\d.e-]+ is over the budget of 0", done.stderr)
+    assert re.search(r"mean KL [\d.e-]+ nats is over the budget of 0", done.stderr)
+    assert re.search(r"the same command with --budget kl=[\d.e-]+\S* goes on", done.stderr)
 
 
 def test_what_is_observed_cannot_judge(calibrate: Calibrate, tmp_path: Path) -> None:
@@ -111,6 +112,45 @@ def test_a_folder_of_images_is_a_set(calibrate: Calibrate, tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     done = calibrate(tmp_path / "other", "int8", tmp_path / "empty")
     assert (done.status, "no images" in done.stderr) == (1, True)
+
+
+def _stats(lost_of_25: int = 0, **price: float) -> dict[str, object]:
+    found = {"kl_mean": 0.0, "top1": 1.0, "replies": 25, "exact_match_reference": 1.0}
+    found |= {"exact_match": (25 - lost_of_25) / 25, **price}
+    return {"head": {"recipes": {"mine": {"price": found}}}}
+
+
+def test_a_loss_equal_to_its_limit_passes() -> None:
+    recipe = Recipe(name="mine")
+    assert 1 - 24 / 25 > 0.04
+    limits = GateLimits(budget=Budget(kl=0.1 * 3, top1=0.93, exact_match=0.04))
+    stats = _stats(1, kl_mean=0.30000000000000010, top1=1 - 0.07000000000000003)
+    assert check_price(recipe, stats, limits) == []
+    stats = _stats(2, kl_mean=0.3001, top1=0.9299)
+    assert len(check_price(recipe, stats, limits)) == 3
+
+
+def test_what_is_over_the_budget_is_told_as_the_budget_is_written() -> None:
+    recipe = Recipe(name="mine")
+    limits = GateLimits(budget=Budget(kl=0.01, top1=0.95, exact_match=0.03))
+    stats = _stats(1, kl_mean=0.01234, top1=0.94321)
+    assert check_price(recipe, stats, limits) == [
+        "mean KL 0.0123 nats is over the budget of 0.01",
+        "top-1 agreement 0.9432 is below 0.95",
+        "exact match falls by 4 points (1 of 25 samples), allowed 3",
+    ]
+    advice = price_advice(recipe, stats, limits)
+    flag = re.search(r"the same command with --budget (\S+) goes on", advice)
+    assert flag is not None
+    assert flag[1] == "kl=0.013,top1=0.943,em=4"
+    wider = GateLimits(budget=parse_budget(flag[1], Budget()))
+    assert (check_price(recipe, stats, wider), price_advice(recipe, stats, wider)) == ([], "")
+
+
+def test_no_budget_is_advised_for_a_loss_without_end() -> None:
+    recipe, limits = Recipe(name="mine"), GateLimits()
+    assert len(check_price(recipe, _stats(kl_mean=float("nan")), limits)) == 1
+    assert price_advice(recipe, _stats(kl_mean=float("nan")), limits) == ""
 
 
 def test_a_budget_is_read_and_refused() -> None:

@@ -106,10 +106,18 @@ def test_a_prompt_from_stdin_is_the_same_prompt(
 def test_stdin_that_is_not_text_is_a_named_error(
     tool: Tool, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
-    done = tool("run", artifact, "-")
+    for errors in ("strict", "surrogateescape"):  # the latter in the locales C and POSIX
+        stdin = io.TextIOWrapper(io.BytesIO(b"\x89PNG\xff"), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = tool("run", artifact, "-")
+        assert (done.status, done.stdout) == (1, "")
+        assert done.stderr == "error: standard input: not UTF-8 text\n"
+
+
+def test_an_empty_path_of_an_image_names_the_flag(tool: Tool, artifact: Path) -> None:
+    done = tool("run", artifact, "hi", "--image", "")
     assert (done.status, done.stdout) == (1, "")
-    assert done.stderr == "error: stdin: the prompt is not text in utf-8\n"
+    assert done.stderr == "error: --image: expected the path of an image, found an empty one\n"
 
 
 def test_equal_seeds_answer_equally_and_others_do_not(tool: Tool, artifact: Path) -> None:

@@ -91,10 +91,12 @@ def test_verify_prints_every_graph_with_its_error_and_what_is_allowed(
     assert (table.status, table.stderr) == (0, "")
     head, *rows = [line.split() for line in table.stdout.splitlines()]
     assert head == ["graph", "error", "allowed"]
-    assert {row[0] for row in rows} == GRAPHS
-    assert all(float(error) <= float(allowed) == GRAPH_FP32 for _, error, allowed in rows)
+    assert {row[0] for row in rows} == GRAPHS | {"embedding"}
+    limits = {name: float(allowed) for name, _, allowed in rows}
+    assert limits == {**dict.fromkeys(GRAPHS, GRAPH_FP32), "embedding": 0.0}
+    assert all(float(error) <= limits[name] for name, error, _ in rows)
     graphs = json.loads(tool("verify", artifact, "--json").stdout)["graphs"]
-    assert graphs.keys() == GRAPHS
+    assert graphs.keys() == GRAPHS | {"embedding"}
     assert all(graph["error"] <= graph["allowed"] for graph in graphs.values())
 
 

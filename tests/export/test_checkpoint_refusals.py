@@ -1,6 +1,7 @@
 """Every way in which a checkpoint folder can be wrong, refused at open with its own words."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -268,3 +269,48 @@ def test_a_quantised_checkpoint_is_refused_by_its_config(draft: Draft) -> None:
 def test_a_layer_that_the_model_lacks_is_refused(draft: Draft) -> None:
     with pytest.raises(CheckpointError, match=r"no decoder layers \[-1, 3\]; the model has 0 to 2"):
         Checkpoint.open(draft.write(), layers=[0, 3, -1])
+
+
+@pytest.mark.parametrize(
+    ("tower", "field", "size"),
+    [
+        ("text_config", "num_hidden_layers", 10**9),
+        ("text_config", "n_routed_experts", 10**9),
+        ("text_config", "num_attention_heads", 10**9),
+        ("text_config", "vocab_size", 2**23),
+        ("vision_config", "num_hidden_layers", 1001),
+        ("vision_config", "init_pos_emb_height", 10**6),
+        ("vision_config", "patch_size", 10**6),
+    ],
+)
+def test_a_size_beyond_belief_is_refused_before_anything_is_listed(
+    draft: Draft, tower: str, field: str, size: int
+) -> None:
+    draft.config[tower] = {**draft.config[tower], field: size}
+    words = rf"{tower}.{field}: at most \d+ is believed, found {size}"
+    with pytest.raises(CheckpointError, match=words):
+        Checkpoint.open(draft.write())
+
+
+def test_sizes_beyond_belief_come_in_one_error(draft: Draft) -> None:
+    draft.config["vision_config"] = {**draft.config["vision_config"], "num_hidden_layers": 10**9}
+    lies = {"num_hidden_layers": 10**9, "rope_theta": 10**400}
+    draft.config["text_config"] = {**draft.config["text_config"], **lies}
+    with pytest.raises(CheckpointError, match=r"3 problems: .*vision.*text.*text.*rope_theta"):
+        Checkpoint.open(draft.write())
+
+
+def test_experts_of_all_layers_are_bounded_together(draft: Draft) -> None:
+    lies = {"num_hidden_layers": 1000, "n_routed_experts": 4096}
+    draft.config["text_config"] = {**draft.config["text_config"], **lies}
+    with pytest.raises(
+        CheckpointError, match="layers 1000 x n_routed_experts 4096: at most 100000"
+    ):
+        Checkpoint.open(draft.write())
+
+
+def test_layers_that_the_files_lack_are_told_in_a_short_line(draft: Draft) -> None:
+    draft.config["text_config"] = {**draft.config["text_config"], "num_hidden_layers": 1000}
+    text = refusal(draft.write())
+    assert re.search(r"layers\.3\.self_attn\S+ is missing; .* and \d{5} more$", text)
+    assert len(text) < 1000

@@ -1,5 +1,6 @@
 """A calibration may be killed at any moment: the next run goes on and ends with the same bytes."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -63,4 +64,7 @@ def test_the_same_calibration_twice_touches_nothing(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*")} == before
     other = tool(*words, *data, "--data-seed", "1")
     assert other.status == 1
-    assert "another calibration" in other.stderr
+    assert "another calibration (other samples, limits or checkpoint)" in other.stderr
+    another = tool("calibrate", checkpoint, tmp_path / "one", "--recipe", "int8", *data)
+    assert another.status == 1
+    assert re.search(r"another calibration \(recipe \w+, asked for int8\)", another.stderr)

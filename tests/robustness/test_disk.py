@@ -1,11 +1,15 @@
 """No room and no permission: one line with the cure, nothing half-written, and a way to go on."""
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from runtime.errors import KimiVLError
+from runtime.files import disk_errors_named
 
 from .conftest import (
     IS_ROOT,
@@ -152,6 +156,14 @@ def test_a_folder_that_may_not_be_written_is_one_line(
         done = tool("compile", checkpoint, folder, *FLAGS, is_nobody=IS_ROOT)
         assert_named_error(done, str(folder), "no permission to write; choose a folder that you")
     assert list(locked.iterdir()) == []
+
+
+def test_a_read_only_file_system_is_told_from_a_lack_of_permission(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KimiVLError, match="file system that is read-only here"),
+        disk_errors_named(tmp_path),
+    ):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path))
 
 
 def test_a_folder_that_may_not_be_entered_is_one_line(

@@ -129,6 +129,28 @@ def test_a_wrong_value_is_named_with_its_place(place: tuple[str, ...], copied: P
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        (),
+        ("embedding",),
+        ("files", "graphs/head.onnx"),
+        ("targets", "cpu"),
+        ("targets", "cpu", "limits"),
+        ("targets", "cpu", "cache"),
+        (*CACHE, "cache"),
+    ],
+    ids=".".join,
+)
+def test_an_unknown_field_is_refused_with_its_place(place: tuple[str, ...], copied: Path) -> None:
+    fields = read_fields(copied)
+    _holder(fields, (*place, "extra"))["extra"] = 1
+    write_fields(copied, fields)
+    where = ".".join((*place, "extra"))
+    with pytest.raises(ArtifactError, match=f"malformed manifest: `{where}` is not known"):
+        Artifact.open(copied)
+
+
 def test_a_cache_that_no_machine_can_hold_is_refused(copied: Path) -> None:
     fields = read_fields(copied)
     limits = fields["targets"]["cpu"]["limits"]

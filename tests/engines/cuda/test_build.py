@@ -85,7 +85,7 @@ def test_a_build_that_was_stopped_before_the_joined_graph_goes_on(
 def test_verify_measures_every_graph_on_the_kernels_of_the_cpu(built: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(built, tmp_path / "artifact")
     figures = verify_artifact(folder, "cuda").parity["cuda"]
-    assert figures.keys() == {*Manifest.read(built).graphs, names.DECODER}
+    assert figures.keys() == {*Manifest.read(built).graphs, names.EMBEDDING, names.DECODER}
     assert 0.0 < figures[names.DECODER] < 1e-6  # of sums and norms in one operator
     assert max(figures.values()) < 1e-5
 

@@ -69,6 +69,8 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, text: str, words:
         ApiKeys.load(write_keys(tmp_path, text))
     with pytest.raises(InputError, match="not readable"):
         ApiKeys.load(tmp_path)
+    with pytest.raises(InputError, match="absent: no such file; --api-keys names"):
+        ApiKeys.load(tmp_path / "absent")
 
 
 def test_a_server_for_this_machine_answers_to_no_other_name(served: Served) -> None:
@@ -149,6 +151,12 @@ def test_a_taken_port_is_told_in_one_line() -> None:
             bind("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["256.1.1.1", "no-such.invalid", "a..b", "203.0.113.1"])
+def test_a_host_that_is_none_of_this_machine_advises_another_host(host: str) -> None:
+    with pytest.raises(InputError, match=rf"{host}:0: cannot be served at: .*another --host$"):
+        bind(host, 0)
+
+
 def test_of_two_servers_that_start_together_on_one_port_the_second_is_told_at_once() -> None:
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
@@ -175,12 +183,16 @@ def test_a_connection_whose_peer_takes_nothing_is_dropped(monkeypatch: pytest.Mo
 def test_the_log_has_one_line_for_each_request_and_nothing_that_was_said(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def said() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == ACCESS_LOG]
+
     with caplog.at_level(logging.INFO, ACCESS_LOG):
         served.post({"messages": SUM}, headers={"x-request-id": "mine"})
         served.post({"messages": SUM, "secret-field": 1})
         httpx2.get(f"{served.url}/secret-path?secret=1")
+        wait_until(lambda: len(said()) == 3)  # a line is written behind its answer
         served.wait_until_idle()
-    lines = [one.getMessage() for one in caplog.records if one.name == ACCESS_LOG]
+    lines = said()
     good, bad, lost = map(json.loads, lines)
     assert (good["request_id"], good["status"], good["reason"]) == ("mine", 200, "stop")
     assert good["new_tokens"] > 3
