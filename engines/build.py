@@ -12,7 +12,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.config import KimiVLConfig
 from runtime.errors import InputError, UnsupportedError, describe_problems
-from runtime.files import announced, exclusive, resolve_inside
+from runtime.files import announced, resolve_inside
 from runtime.limits import Limits
 from runtime.progress import Progress, silent
 from runtime.prompt.patches import ImageRule
@@ -92,9 +92,9 @@ def build_target(
     Raises:
         ArtifactError: the folder is incomplete or altered.
         UnsupportedError: there is no such target, or it cannot take the artifact's recipe.
+        KimiVLError: another run writes to the folder now.
     """
-    artifact = Artifact.open(folder)
-    with exclusive(folder):
+    with Artifact.to_change(folder) as artifact:
         return _build(artifact, target, options, progress)
 
 
