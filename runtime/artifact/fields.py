@@ -116,9 +116,8 @@ def read_file(fields: Fields) -> FileRecord:
     )
 
 
-def read_target(fields: Fields) -> TargetRecord:
-    """Read the record of a target."""
-    sizes = fields.child("limits")
+def read_limits(sizes: Fields) -> Limits:
+    """Read the limits of a target."""
     limits = Limits(
         max_tokens=sizes.count("max_tokens"),
         max_input_tokens=sizes.count("max_input_tokens"),
@@ -128,6 +127,12 @@ def read_target(fields: Fields) -> TargetRecord:
     )
     if max(limits.max_input_tokens, limits.prefill_chunk) > limits.max_tokens:
         raise MalformedError(f"`{sizes.where}`: a prompt or chunk is larger than `max_tokens`")
+    return limits
+
+
+def read_target(fields: Fields) -> TargetRecord:
+    """Read the record of a target."""
+    limits = read_limits(fields.child("limits"))
     cache = _cache(fields.child("cache"))
     if limits.max_slots * limits.max_tokens * cache.token_bytes > MAX_BYTES:
         raise MalformedError(f"`{fields.where}`: a cache that no machine can hold")

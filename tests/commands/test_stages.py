@@ -57,6 +57,21 @@ def test_compiling_again_changes_nothing(tool: Tool, checkpoint: Path, artifact:
     assert done.stderr.startswith(f"next: python tool.py run {artifact} --image PICTURE ")
 
 
+def test_limits_that_are_left_out_stay_as_the_target_has_them(
+    tool: Tool, checkpoint: Path, artifact_copy: Path
+) -> None:
+    before = read_manifest(artifact_copy)["targets"]["cpu"]["limits"]
+    assert (before["max_tokens"], before["max_slots"], before["prefill_chunk"]) == (2048, 2, 64)
+    for words in (("build",), ("compile", checkpoint)):
+        slots = 4 if words == ("build",) else 5
+        done = tool(*words, artifact_copy, "--max-batch-size", str(slots), "--json")
+        assert done.status == 0, done.stderr
+        expected = {**before, "max_slots": slots}
+        assert read_manifest(artifact_copy)["targets"]["cpu"]["limits"] == expected
+        if words == ("build",):
+            assert json.loads(done.stdout).items() >= expected.items()
+
+
 def test_export_reuses_what_is_there(tool: Tool, checkpoint: Path, artifact: Path) -> None:
     done = tool("export", checkpoint, artifact, "--json")
     assert done.status == 0, done.stderr
