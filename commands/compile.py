@@ -53,7 +53,9 @@ def compile_checkpoint(
         output.note(f"report: {artifact / 'calibration' / 'report.html'}")
     where = () if target == "cpu" else ("--target", target)
     words = ("run", artifact, *where, "--image", "PICTURE", "What is in this picture?")
-    output.note(f"next: {summary.command_text(*words)}")
+    place = ", on a machine with such a card, to which you may copy the artifact"
+    is_for_cards = target == "cuda" or target.startswith("rtx:")
+    output.note(f"next{place if is_for_cards else ''}: {summary.command_text(*words)}")
 
 
 def _check_build(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import names
 from ..errors import ArtifactError, KimiVLError, describe_problems
 from ..files import exclusive, resolve_inside, sha256_of, write_bytes
 from ..progress import Progress, silent
@@ -89,9 +90,12 @@ class Artifact:
         targets = self.manifest.targets
         if name not in targets:
             built = ", ".join(targets) or "none"
+            cure = f"run `tool.py build {self.folder} --target {name}`"
+            if not _is_target(name):
+                known = ", ".join(names.TARGETS)
+                cure = f"there is no such target; those that can be built are {known}"
             raise ArtifactError(
-                f"{self.folder}: not built for target {name!r} (built: {built}); "
-                f"run `tool.py build {self.folder} --target {name}`"
+                f"{self.folder}: not built for target {name!r} (built: {built}); {cure}"
             )
         return targets[name]
 
@@ -113,6 +117,12 @@ _ALTERED = (
     "does not have the SHA-256 of the manifest; it was altered or damaged, compile again into "
     "another folder"
 )
+
+
+def _is_target(name: str) -> bool:
+    """Whether targets of that name can be built: one, or several cards as `rtx:sm89+sm120`."""
+    home, colon, devices = name.partition(":")
+    return all(f"{home}{colon}{device}" in names.TARGETS for device in devices.split("+"))
 
 
 def _check_is_folder(folder: Path) -> None:

@@ -78,6 +78,17 @@ def test_export_reuses_what_is_there(tool: Tool, checkpoint: Path, artifact: Pat
     assert json.loads(done.stdout)["recipe"] == "fp32"
 
 
+def test_what_runs_on_a_card_is_said_to_run_where_there_is_one(
+    tool: Tool, checkpoint: Path, artifact_copy: Path
+) -> None:
+    done = tool("compile", checkpoint, artifact_copy, "--target", "cuda")
+    assert done.status == 0, done.stderr
+    assert done.stderr.startswith(
+        "next, on a machine with such a card, to which you may copy the artifact: "
+        f"python tool.py run {artifact_copy} --target cuda --image PICTURE "
+    )
+
+
 def test_build_fixes_the_limits_that_the_flags_name(tool: Tool, artifact_copy: Path) -> None:
     forget_target(artifact_copy)
     flags = {
