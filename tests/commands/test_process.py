@@ -140,7 +140,7 @@ def test_a_closed_stdout_is_refused_before_a_file_gets_its_number(
 
 
 def test_a_closed_stderr_does_not_keep_an_answer_back(artifact: Path) -> None:
-    command = '"$0" tool.py inspect "$1" --json 2>&-'
+    command = '"$0" tool.py run "$1" hello --json --max-new-tokens 2 2>&-'
     done = subprocess.run(
         ["bash", "-c", command, sys.executable, str(artifact)],
         cwd=ROOT,
@@ -149,7 +149,7 @@ def test_a_closed_stderr_does_not_keep_an_answer_back(artifact: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0
-    assert json.loads(done.stdout)["artifact"] == str(artifact)
+    assert json.loads(done.stdout)["usage"]["new_tokens"] == 2
 
 
 def test_ctrl_c_while_modules_load_leaves_no_traceback() -> None:

@@ -43,7 +43,7 @@ def test_a_manifest_that_may_be_written_is_read_behind_the_lock(
 def test_a_build_beside_a_verification_is_refused_instead_of_lost(copied: Path) -> None:
     refusals: list[str] = []
 
-    def build_beside(stage: str, *_: object) -> None:
+    def build_beside(stage: str, done: int, total: int) -> None:
         if stage == "verify" and not refusals:
             with pytest.raises(KimiVLError, match="another run is writing here") as caught:
                 build(copied)
