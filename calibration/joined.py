@@ -1,6 +1,7 @@
 """The joined graph of a decoder against the layers and the head that it was made of.
 
 It is cut where one layer ends and the next one begins, so that a layer is in memory and no more.
+Operators that make a sum and its norm at once are measured alone and taken apart before.
 """
 
 from collections.abc import Mapping
@@ -12,12 +13,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from export.graph.edits import given
 from runtime import names
 from runtime.artifact.folder import Artifact
 from runtime.artifact.records import TargetRecord
 from runtime.config import KimiVLConfig
 
 from .parity import open_wide, relative_error, wide_session
+from .skip_norms import meaning, skip_norms, split
 
 Arrays = dict[str, NDArray[Any]]
 _SEED = 20261
@@ -30,6 +33,8 @@ def measure_joined(
     artifact: Artifact, record: TargetRecord, path: str, config: KimiVLConfig
 ) -> float:
     """Return the largest max|a - b| / max|b| over hidden states, caches and what the head gives.
+
+    And over sums and norms in one operator, each on random rows beside float64.
 
     Args:
         artifact: opened, hence checked.
@@ -44,23 +49,23 @@ def measure_joined(
         ValueError: a layer reads something else than itself, or has no end.
     """
     joined, layers = _Joined(artifact, path), artifact.manifest.layers
-    given = _example_inputs(record, len(layers), config.decoder.width)
-    begin, errors = names.HIDDEN, []
+    fed = _example_inputs(record, len(layers), config.decoder.width)
+    begin, errors = names.HIDDEN, joined.split_norms(fed)
     for place, layer in enumerate(layers):
         own = {name: names.place_name(place, name) for name in record.cache.tensors}
-        alone = {name: given[called] for name, called in own.items()}
+        alone = {name: fed[called] for name, called in own.items()}
         truth = open_wide(artifact, record.graphs[names.layer_name(layer)])
-        expected = _run(truth, {**given, **alone, names.HIDDEN: given[begin]})
+        expected = _run(truth, {**fed, **alone, names.HIDDEN: fed[begin]})
         is_last = place == len(layers) - 1
         end = names.HIDDEN_OUT if is_last else names.place_name(place, names.HIDDEN_OUT)
         pairs = {end: names.HIDDEN_OUT}
         pairs |= {names.output_of(called): names.output_of(name) for name, called in own.items()}
-        found = _run(joined.part([begin, *own.values()], list(pairs)), given)
+        found = _run(joined.part([begin, *own.values()], list(pairs)), fed)
         errors += [relative_error(found[one], expected[other]) for one, other in pairs.items()]
-        given[end], begin = expected[names.HIDDEN_OUT], end
+        fed[end], begin = expected[names.HIDDEN_OUT], end
     truth = open_wide(artifact, record.graphs[names.HEAD])
-    expected = _run(truth, {**given, names.HIDDEN: given[begin]})
-    found = _run(joined.part([begin], list(expected)), given)
+    expected = _run(truth, {**fed, names.HIDDEN: fed[begin]})
+    found = _run(joined.part([begin], list(expected)), fed)
     errors += [relative_error(found[name], values) for name, values in expected.items()]
     return max(errors)
 
@@ -86,8 +91,23 @@ class _Joined:
     def __init__(self, artifact: Artifact, path: str) -> None:
         model = ir.serde.deserialize_model(onnx.load_from_string(artifact.read_checked(path)))
         self._place = artifact.folder / path
+        ir.external_data.set_base_dir(model.graph, self._place.parent)
         self._graph, self._ir_version = model.graph, model.ir_version
         self._hidden = next(one for one in model.graph.inputs if one.name == names.HIDDEN)
+
+    def split_norms(self, fed: Arrays) -> list[float]:
+        """Measure each sum and norm in one operator on random rows, then take it apart."""
+        errors = []
+        left = fed[names.HIDDEN]
+        right = np.roll(left, 1, axis=-1)
+        for node in skip_norms(self._graph):
+            first, second = (str(given(value).name) for value in node.inputs[:2])
+            expected = meaning(node, left, right)
+            session = self.part([first, second], list(expected))
+            found = _run(session, {**fed, first: left, second: right})
+            errors += [relative_error(found[name], values) for name, values in expected.items()]
+            split(self._graph, node)
+        return errors
 
     def part(self, inputs: list[str], outputs: list[str]) -> ort.InferenceSession:
         """Load what lies between some values; the sizes of a step are those of the whole graph."""
@@ -100,7 +120,7 @@ class _Joined:
         return wide_session(ir.Model(graph, ir_version=self._ir_version), self._place)
 
 
-def _run(session: ort.InferenceSession, given: Mapping[str, NDArray[Any]]) -> Arrays:
+def _run(session: ort.InferenceSession, fed: Mapping[str, NDArray[Any]]) -> Arrays:
     wanted = [one.name for one in session.get_outputs()]
-    taken = {one.name: given[one.name] for one in session.get_inputs()}
+    taken = {one.name: fed[one.name] for one in session.get_inputs()}
     return dict(zip(wanted, session.run(wanted, taken), strict=True))

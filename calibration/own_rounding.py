@@ -7,7 +7,7 @@ Graphs of target `cuda` round nothing that meets codes. They are judged on the C
 experts of 8 bits always round.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.graph.edits import given
 from export.quantised.codes import LARGEST
 from export.quantised.places import places
-from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name
+from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name, parameters_in_blocks
 
 _MICROSOFT = "com.microsoft"
 _READ_CODES = (
@@ -26,6 +27,8 @@ _READ_CODES = (
     (_MICROSOFT, "MatMulNBits"),
     (_MICROSOFT, "QMoE"),
 )
+
+_EXPERTS = (BLOCK_EXPERTS, "QMoE")
 
 
 class OwnRounding(NamedTuple):
@@ -44,20 +47,31 @@ def own_rounding(model: ir.Model, module: nn.Module) -> OwnRounding:
             where a recipe says so.
         module: the module that the graph was traced from.
     """
-    by_name = {blocks_name(place.parameter): place.parameter for place in places(module)}
+    parameters = {place.parameter for place in places(module)}
     blocks: dict[str, int] = {}
     replaces: set[str] = set()
     for node in model.graph:
         if (node.domain, node.op_type) not in _READ_CODES:
             continue
-        found = [by_name[value.name] for value in node.inputs if value and value.name in by_name]
-        between = found[1:]  # the halves of experts
-        if "num_shared" in node.attributes and node.attributes["num_shared"].as_int():
-            found += [name for name in by_name.values() if ".shared_experts." in name]
+        names = [str(value.name) for value in node.inputs if value]
+        found = [one for name in names for one in parameters_in_blocks(name) if one in parameters]
+        between = found[1:] if node.op_type in _EXPERTS else []  # their halves
+        if _has_shared_experts(node, module, found):
+            found += [name for name in parameters if ".shared_experts." in name]
         if _rounds(node):
             blocks |= dict.fromkeys(found, node.attributes["block_size"].as_int())
         replaces |= set(between if _is_rounded(node.inputs[0]) else found)
     return OwnRounding(blocks, frozenset(replaces))
+
+
+def _has_shared_experts(node: ir.Node, module: nn.Module, found: Sequence[str]) -> bool:
+    """Whether an operator reads the shared experts behind the routed ones."""
+    if node.op_type == BLOCK_EXPERTS:
+        return node.attributes["num_shared"].as_int() > 0
+    if node.op_type != "QMoE":
+        return False
+    codes = next(value for value in node.inputs if value and value.name == blocks_name(found[0]))
+    return given(codes.shape).numpy()[0] > module.get_parameter(found[0]).shape[0]
 
 
 def _rounds(node: ir.Node) -> bool:

@@ -9,6 +9,8 @@ from runtime import names
 from runtime.config import KimiVLConfig
 from runtime.limits import Limits
 
+from .passes.block_size import block_size, common_block_size
+
 IMAGE_SHARE = 0.5
 """Of the tokens of a sample."""
 HELD_OUT_SHARE, MOST_HELD_OUT = 5, 100
@@ -96,6 +98,15 @@ class Work:
         """What a parameter is quantised to; None where it is not."""
         part = recipe_of(parameter, self.recipe)
         return None if part is None else part.weights.codes
+
+    def block_of(self, parameter: Parameter) -> int:
+        """Inputs that share a scale once codes lie in blocks; 0 if experts have no block alike."""
+        part = recipe_of(parameter, self.recipe)
+        group = None if part is None else part.weights.group
+        if parameter.part != "experts":
+            return block_size(parameter.inputs, group)
+        decoder = self.config.decoder
+        return common_block_size([decoder.width, decoder.expert_width], [group]) or 0
 
     def is_searched(self, parameter: Parameter) -> bool:
         """Whether calibration tries several scales or factors for a parameter."""

@@ -4,6 +4,8 @@ Shape letters: B slots, S tokens now, T tokens in the cache, P patches, M image 
 D head size, C width, E experts, K experts per token, R latent rank, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 _CARDS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 TARGETS = ("cpu", *(f"rtx:{card}" for card in _CARDS), "trt", "cuda")
 """What an artifact can be built for; several cards are joined: `rtx:sm89+sm120`."""
@@ -58,6 +60,8 @@ EMBEDDING = "embedding"
 DECODER = "decoder"
 """All layers and the head as one graph, beside the others, where a target runs them at once."""
 
+_BLOCKS, _JOINT = ".blocks", "+"
+
 
 def output_of(cache_tensor: str) -> str:
     """Name the output of a layer that is the new state of one of its cache tensors."""
@@ -69,12 +73,22 @@ def blocks_name(parameter: str) -> str:
 
     Of parameters whose rows are interleaved it is the first one's name: gate and up of experts.
     """
-    return f"{parameter}.blocks"
+    return f"{parameter}{_BLOCKS}"
 
 
 def block_scales_name(parameter: str) -> str:
     """Name the scales of those blocks."""
     return f"{parameter}.block_scales"
+
+
+def joint_name(parameters: Sequence[str]) -> str:
+    """Name one matrix in which the outputs of several lie."""
+    return _JOINT.join(parameters)
+
+
+def parameters_in_blocks(blocks: str) -> list[str]:
+    """Tell whose codes lie in blocks of some name; nobody's if it is not one of blocks."""
+    return blocks.removesuffix(_BLOCKS).split(_JOINT) if blocks.endswith(_BLOCKS) else []
 
 
 def place_name(place: int, name: str) -> str:

@@ -56,6 +56,18 @@ NOT_WHEN_LOADED: dict[str, set[str]] = {
     "tool.py": ENGINE_MAKERS | TRACING | GRAPHS | {"onnxruntime"},
 }
 
+# Targets stand beside each other: what two of them use lies in a place that none of them owns.
+APART: dict[str, set[str]] = {
+    "engines/cpu": {"engines.cuda", "engines.trt"},
+    "engines/cuda": {"engines.cpu", "engines.trt"},
+    "engines/trt": {"engines.cpu", "engines.cuda"},
+    "engines/passes": {"engines.cpu", "engines.cuda", "engines.trt"},
+    "runtime/engine/cpu": {"runtime.engine.cuda", "runtime.engine.gpu", "runtime.engine.trt"},
+    "runtime/engine/cuda": {"runtime.engine.cpu", "runtime.engine.trt"},
+    "runtime/engine/trt": {"runtime.engine.cpu", "runtime.engine.cuda"},
+    "runtime/engine/gpu": {"runtime.engine.cpu", "runtime.engine.cuda", "runtime.engine.trt"},
+}
+
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
 
@@ -148,6 +160,15 @@ def wrong_directions(path: str, source: str) -> Iterator[str]:
             yield f"{path}:{found.line}: {place} must not import {found.name}"
 
 
+def imports_of_other_targets(path: str, source: str) -> Iterator[str]:
+    for place, others in APART.items():
+        if not is_under(path, place):
+            continue
+        for found in find_imports(path, source):
+            if any(f"{found.name}.".startswith(f"{other}.") for other in others):
+                yield f"{path}:{found.line}: {place} must not import {found.name}"
+
+
 def forbidden_imports(path: str, source: str) -> Iterator[str]:
     for found in find_imports(path, source):
         for place, forbidden in NEVER_IMPORTS.items():
@@ -218,6 +239,7 @@ Rule = Callable[[str, str], Iterator[str]]
     ("rule", "files"),
     [
         (wrong_directions, OURS_ONLY),
+        (imports_of_other_targets, OURS_ONLY),
         (forbidden_imports, OURS_ONLY),
         (early_imports, OURS_ONLY),
         (oversizes, PYTHON),
@@ -233,6 +255,7 @@ def test_the_rules_see_all_kinds_of_files() -> None:
     assert {"Makefile", ".ci/run", "pyproject.toml", "README.md", "CONTRIBUTING.md"} <= set(FILES)
     assert {"runtime/errors.py", "tool.py", "tests/test_architecture.py"} <= set(OURS_ONLY)
     assert {path.split("/")[0] for path in OURS_ONLY} >= {"export", "engines", "commands"}
+    assert {place for place in APART for path in OURS_ONLY if is_under(path, place)} == set(APART)
 
 
 LATE = "def f():\n    {}\n"
@@ -260,6 +283,13 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (wrong_directions, "commands/run.py", "from tests import doubles"),
     (wrong_directions, "commands/run.py", "from tool import app"),
     (wrong_directions, "tool.py", "from runtime import Session"),
+    (imports_of_other_targets, "engines/cuda/costs.py", "from ..cpu.kept import Form"),
+    (imports_of_other_targets, "runtime/engine/cuda/engine.py", "from ..trt.plan import Plan"),
+    (imports_of_other_targets, "runtime/engine/gpu/engine.py", "from ..cuda import cache"),
+    (imports_of_other_targets, "engines/cuda/passes/best.py", "from ...trt.passes import bodies"),
+    (imports_of_other_targets, "engines/cpu/build.py", LATE.format("from .. import trt")),
+    (imports_of_other_targets, "engines/trt/build.py", "import engines.cuda.decoder"),
+    (imports_of_other_targets, "engines/passes/blocks.py", "from ..cpu.passes import bodies"),
     (forbidden_imports, "runtime/cache.py", LATE.format("import torch")),
     (forbidden_imports, "runtime/server/app.py", "from onnx import helper"),
     (forbidden_imports, "runtime/cache.py", "importlib.import_module('onnx_ir.passes')"),
@@ -289,6 +319,9 @@ ALLOWED: list[tuple[Rule, str, str]] = [
     (wrong_directions, "engines/plan.py", "from export import graph"),
     (wrong_directions, "calibration/scales.py", "from export.modules import vision"),
     (wrong_directions, "commands/cli_page.py", LATE.format("from tool import app")),
+    (imports_of_other_targets, "engines/cuda/build.py", "from ..passes.blocks import BlockCodes"),
+    (imports_of_other_targets, "engines/cpu/passes/mixture.py", "from ..kept import Form"),
+    (imports_of_other_targets, "engines/plan.py", "from .cpu.costs import cpu_costs"),
     (forbidden_imports, "engines/plan.py", "import onnx"),
     (forbidden_imports, "commands/output.py", "import rich, typer"),
     (forbidden_imports, "runtime/triton/model.py", "import triton_python_backend_utils"),

@@ -10,7 +10,6 @@ from export.recipe.recipe import PartRecipe
 from export.recipe.sizes import BASE_BYTES, Parameter, recipe_of, stored_bytes
 
 from ..work import Work
-from .block_size import block_size, common_block_size
 
 _STOCK_SCALE_BYTES = 8
 """ONNX Runtime keeps a scale in fp32, and a sum beside it."""
@@ -82,7 +81,7 @@ def _keeps_codes(work: Work, parameter: Parameter, part: PartRecipe) -> bool:
         return False  # ONNX Runtime has no kernel for it that rounds nothing
     if parameter.part == "experts":
         is_rounded = part.activations is not None
-        return _block(work, parameter) > 0 and (not is_rounded or _rounds_alike(work, part))
+        return work.block_of(parameter) > 0 and (not is_rounded or _rounds_alike(work, part))
     return part.weights.codes == "int8" or parameter.shape[-1] % 2 == 0
 
 
@@ -92,21 +91,11 @@ def _rounds_alike(work: Work, part: PartRecipe) -> bool:
     return work.recipe.may_round_activations and acts is not None and acts.codes == "int8"
 
 
-def _block(work: Work, parameter: Parameter) -> int:
-    """Inputs that share a scale; 0 if experts have no block in common."""
-    part = recipe_of(parameter, work.recipe)
-    group = None if part is None else part.weights.group
-    if parameter.part != "experts":
-        return block_size(parameter.inputs, group)
-    decoder = work.config.decoder
-    return common_block_size([decoder.width, decoder.expert_width], [group]) or 0
-
-
 def _codes_bytes(work: Work, parameter: Parameter) -> int:
     part = recipe_of(parameter, work.recipe)
     bits = 8 if part is None else part.weights.bits
-    return _num_scales(work, parameter) * _block(work, parameter) * bits // 8
+    return _num_scales(work, parameter) * work.block_of(parameter) * bits // 8
 
 
 def _num_scales(work: Work, parameter: Parameter) -> int:
-    return parameter.outputs * -(-parameter.inputs // _block(work, parameter))
+    return parameter.outputs * -(-parameter.inputs // work.block_of(parameter))

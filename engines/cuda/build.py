@@ -13,10 +13,10 @@ from runtime.progress import Progress
 
 from ..cache_layout import cache_record
 from ..job import STAGE, Job, file_name, load_graph, write_graph, write_lowered
-from ..lowering import Pass
+from ..lowering import Pass, lower
 from ..targets import TARGETS
 from .decoder import join_decoder
-from .passes import passes
+from .passes import joined_passes, passes
 
 _JOINING = "join-decoder-1"
 """What is done after the passes; a new number where that changes."""
@@ -37,10 +37,11 @@ class CudaBuild:
     def key(self) -> str:
         """Follows from graphs and passes; limits are the runtime's alone."""
         made = [*(step.name for step in self.steps), _JOINING]
+        made += [step.name for step in joined_passes()]
         return key_of({"target": self.job.target, "passes": made, "neutral": self.job.neutral})
 
     def make(self, journal: Journal, progress: Progress) -> TargetRecord:
-        """Lower all graphs, then join those of the decoder."""
+        """Lower all graphs, then join those of the decoder and lower what only then is one."""
         job, steps = self.job, self.steps
         total = len(job.manifest.graphs) + 1
         graphs = {}
@@ -58,7 +59,7 @@ class CudaBuild:
             graphs=graphs,
             cache=cache_record(job.config.decoder, job.recipe.cache, base),
             limits=job.limits,
-            passes=tuple(step.name for step in steps),
+            passes=tuple(step.name for step in (*steps, *joined_passes())),
             key=self.key,
             decoder=place,
         )
@@ -70,4 +71,4 @@ class CudaBuild:
             for number in job.manifest.layers
         ]
         head = load_graph(job.folder / graphs[names.HEAD])
-        return join_decoder(layers, head, names.DECODER)
+        return lower(join_decoder(layers, head, names.DECODER), joined_passes()).model

@@ -11,10 +11,10 @@ from export.recipe.sizes import BASE_BYTES, Parameter, recipe_of, stored_bytes
 
 from .. import rates
 from ..costs import START_S, TORCH_BYTES, StageCost
-from ..cpu.block_size import block_size, common_block_size
 from ..device_memory import DeviceMemory
+from ..passes.block_size import common_block_size
 from ..work import Work
-from .expert_sizes import takes_sizes
+from .expert_sizes import takes_shared, takes_sizes
 
 JOIN_S = 0.1
 """Of a graph of the decoder in the joined one."""
@@ -82,7 +82,8 @@ def _kept_bytes(work: Work, parameter: Parameter) -> int:
     if _is_in_blocks(work, parameter):
         kept = _block_bytes(work, parameter)
         # `QMoE` keeps its codes as they came beside those that it has laid out for its kernel.
-        return kept + _code_bytes(work, parameter) if is_of_experts else kept
+        is_twice = is_of_experts or _is_among_experts(work, parameter)
+        return kept + _code_bytes(work, parameter) if is_twice else kept
     if is_of_experts and work.codes_of(parameter) is not None:
         return BASE_BYTES[work.recipe.base] * parameter.count  # folded: `MoE` takes no codes
     stored = stored_bytes(parameter, work.recipe)
@@ -98,6 +99,29 @@ def _is_in_blocks(work: Work, parameter: Parameter) -> bool:
     return fits or parameter.part != "experts"
 
 
+def _is_among_experts(work: Work, parameter: Parameter) -> bool:
+    """Whether a matrix of the shared experts is cut into experts of the routed ones' `QMoE`."""
+    decoder, routed = work.config.decoder, work.experts
+    shared = recipe_of(parameter, work.recipe)
+    if parameter.part != "shared_experts" or routed is None or shared is None:
+        return False
+    sizes = [decoder.width, decoder.expert_width]
+    groups = [routed.weights.group, shared.weights.group]
+    block = common_block_size(sizes, groups[:1])
+    return (
+        decoder.normalize_scores
+        and work.recipe.base != "fp32"
+        and routed.weights.codes == shared.weights.codes
+        and takes_sizes(sizes)
+        and block == common_block_size([*sizes, decoder.shared_width], groups)
+        and takes_shared(
+            by_token=decoder.experts_per_token,
+            experts=decoder.num_experts,
+            shared=decoder.num_shared_experts,
+        )
+    )
+
+
 def _block_bytes(work: Work, parameter: Parameter) -> int:
     """Count codes, and a scale for each block."""
     scales = parameter.count // _block(work, parameter)
@@ -110,10 +134,5 @@ def _code_bytes(work: Work, parameter: Parameter) -> int:
 
 def _block(work: Work, parameter: Parameter) -> int:
     """Inputs that share a scale; 0 where a matrix does not fill its blocks."""
-    part = recipe_of(parameter, work.recipe)
-    group = None if part is None else part.weights.group
-    if parameter.part == "experts":
-        decoder = work.config.decoder
-        return common_block_size([decoder.width, decoder.expert_width], [group]) or 0
-    block = block_size(parameter.inputs, group)
-    return block if parameter.inputs % block == 0 else 0
+    block = work.block_of(parameter)
+    return block if block and parameter.inputs % block == 0 else 0

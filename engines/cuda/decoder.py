@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from export.graph.edits import given
 from runtime import names
 
-from ..trt.passes.chain_layers import chain_layers
+from ..passes.chain_layers import chain_layers
 
 _SHARED_CONSTANT_NUMBERS = 1 << 12
 """Constants up to this size are compared: frequencies of the rotation, which all layers repeat."""

@@ -13,7 +13,7 @@ from runtime.names import layer_name, place_name
 
 from ..job import load_graph
 from ..lowering import Pass, lower
-from .passes.chain_layers import chain_layers
+from ..passes.chain_layers import chain_layers
 from .passes.external_weights import ExternalWeights, weight_inputs
 
 _ANY_NAME = "plan"

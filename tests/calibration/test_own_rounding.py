@@ -22,7 +22,7 @@ from export.graphs import plan_graphs
 from export.recipe.reading import load_recipe
 from runtime.artifact.folder import Artifact
 from runtime.config import KimiVLConfig
-from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name
+from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name, joint_name
 
 CONFIG = KimiVLConfig.load(Path("examples/nano/checkpoint/config.json"))
 EXPERTS = ("mlp.experts.gate_proj", "mlp.experts.down_proj")
@@ -65,6 +65,21 @@ def test_the_nodes_of_a_graph_say_what_is_rounded(num_shared: int) -> None:
     assert found.replaces == found.blocks.keys()
 
 
+@pytest.mark.parametrize("num_shared", [0, 1])
+def test_experts_of_8_bits_round_what_meets_those_behind_the_routed_ones(num_shared: int) -> None:
+    node = experts(32, 0)
+    count = CONFIG.decoder.num_experts + num_shared
+    codes = [value for value in node.inputs if value and str(value.name).endswith(".blocks")]
+    for value in codes:
+        value.shape = ir.Shape([count, 256, 128])
+    attributes = {"block_size": 32, "expert_weight_bits": 8}
+    made = ir.node("QMoE", list(node.inputs), attributes, domain="com.microsoft")
+    found = own_rounding(graph(made), module_of(1))
+    shared = {f"mlp.shared_experts.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert found.blocks.keys() == {*EXPERTS, *(shared if num_shared else ())}
+    assert found.replaces == found.blocks.keys()
+
+
 def test_a_rounding_that_is_still_in_front_is_not_replaced() -> None:
     first = ir.node("DequantizeLinear", [ir.Value(name="codes"), ir.Value(name="scale")])
     nodes = [linear("self_attn.o_proj.weight", 64), experts(32, 0)]
@@ -73,6 +88,18 @@ def test_a_rounding_that_is_still_in_front_is_not_replaced() -> None:
     found = own_rounding(graph(first, *nodes), module_of(1))
     assert found.blocks.keys() == {"self_attn.o_proj.weight", *EXPERTS}
     assert found.replaces == {EXPERTS[1]}
+
+
+def test_several_parameters_in_one_matrix_are_all_met_by_what_meets_it() -> None:
+    both = ["self_attn.kv_a_proj_with_mqa.weight", "self_attn.q_proj.weight"]
+    node = linear(joint_name(both), 64)
+    found = own_rounding(graph(node), module_of(1))
+    assert found.blocks == dict.fromkeys(both, 64)
+    assert found.replaces == set(both)
+    back = ir.node("DequantizeLinear", [ir.Value(name="codes"), ir.Value(name="scale")])
+    behind = linear(joint_name(both), 64)
+    behind.replace_input_with(0, back.outputs[0])
+    assert own_rounding(graph(back, behind), module_of(1)).replaces == set()
 
 
 def test_other_graphs_round_nothing_by_themselves() -> None:

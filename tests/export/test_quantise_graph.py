@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from calibration.scales.rounding import round_to_fp4
 from engines.cpu.passes import passes
-from engines.cpu.widen_fp4 import WidenFP4
+from engines.cpu.passes.widen_fp4 import WidenFP4
 from engines.lowering import Pass, lower
 from export.graph.functions import OPSET, neutral_functions
 from export.graph.quantise import (

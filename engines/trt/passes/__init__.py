@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 from ...lowering import Pass
+from ...passes.inline_bodies import InlineBodies
+from ...passes.unique_names import UniqueNames
 from .cache_window import ReadWindow
-from .choose_best import ChooseBest
+from .choose_best import ChooseBestByReduction
 from .conditional_experts import ConditionalExperts
 from .dense_experts import DenseExperts
 from .external_weights import ExternalWeights, WeightInput, weight_inputs
 from .gathered_experts import GatheredExperts
-from .inline_bodies import InlineBodies
 from .layer_experts import LayerExperts
 from .options import ExpertsForm, LoweringOptions
 from .plugin_experts import PluginExperts
@@ -18,7 +19,6 @@ from .share_fp4_scale import ShareFP4Scale
 from .stack_rounding import StackRounding
 from .static_cache import StaticCache
 from .sum_router_products import SumRouterProducts
-from .unique_names import UniqueNames
 from .widen_mixed_products import WidenMixedProducts
 
 __all__ = ["LoweringOptions", "WeightInput", "passes", "weight_inputs"]
@@ -41,7 +41,7 @@ def passes(options: LoweringOptions) -> list[Pass]:
     found += [SumRouterProducts(options.sms), InlineBodies(), StackRounding()]
     if options.weights == "external":
         found.append(ShareFP4Scale())
-    found += [ScaleStackedProducts(), WidenMixedProducts(), ChooseBest()]
+    found += [ScaleStackedProducts(), WidenMixedProducts(), ChooseBestByReduction()]
     if options.weights == "external":
         found.append(ExternalWeights())
     return [*found, UniqueNames()]

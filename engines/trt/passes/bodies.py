@@ -9,6 +9,8 @@ from export.graph.edits import given
 from export.graph.functions import OPSET
 from runtime.names import DOMAIN
 
+from ...passes.graph_edits import put_in_place
+
 _HEADER = f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n'
 
 
@@ -32,11 +34,7 @@ def replace_by_function(
     attributes: Mapping[str, int | float | str] | None = None,
 ) -> ir.Node:
     """Put a node of an op with a body in the place of one with a single output; return it."""
-    graph, old = given(node.graph), node.outputs[0]
     new = ir.node(add_function(model, body), inputs, attributes or {}, domain=DOMAIN)
-    made = new.outputs[0]
-    made.name, made.type, made.shape = old.name, old.type, old.shape
-    graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    put_in_place(node.outputs[0], new.outputs[0], [new])
+    given(node.graph).remove(node, safe=True)
     return new

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from export.graph.edits import given
 from runtime.names import LATENT_ATTENTION, WINDOW
 
-from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
+from ...passes.graph_edits import neutral_nodes
 
 
 class ReadWindow:

@@ -1,71 +1,30 @@
-"""The highest logit of each row chosen on the device, so that greedy decoding reads no logits.
+"""The highest logit of each row by reductions.
 
-A row of the released vocabulary is 655 kB, its best id 4 bytes. Of equal logits the lowest id wins,
-as with numpy's argmax. TensorRT's own `ArgMax` and `TopK` promise no order of ties, so the id is
-the least of those whose logit equals the maximum. The maximum may pass over a NaN; the sum of
-squares does not, nor over an infinity, and it is finite for all logits below 1e16.
+TensorRT's own `ArgMax` and `TopK` promise no order of ties.
 """
 
 import onnx_ir as ir
 
-from export.graph.edits import given
-from runtime.names import BEST, ENERGY, LOGITS
-
-from ...graph_edits import static_size
-from ...lowering import Lowered
+from ...passes.choose_best import Choice, ChooseBest
+from ...passes.graph_edits import ints, static_size
 
 
-class ChooseBest:
-    """Give the head two more outputs beside `logits` (N, V): `best` (N,) int32, `energy` (N,) fp32.
-
-    `best` is the id of the highest logit of a finite row, of equal ones the lowest. `energy` is the
-    sum of the row's squares; not finite if one of its logits is not, and then `best` says nothing.
-    """
+class ChooseBestByReduction(ChooseBest):
+    """Give the head the outputs `best` and `energy`, see `ChooseBest`, in reductions of rows."""
 
     name = "choose-best"
 
-    def requires(self, model: ir.Model) -> str | None:
-        """Logits are fp32 of a known vocabulary, and the names of the outputs are free."""
-        for logits in logits_of(model):
-            if logits.dtype != ir.DataType.FLOAT:
-                return f"logits are {logits.dtype}, not fp32"
-            if logits.shape is None or not isinstance(logits.shape[1], int):
-                return "logits without a fixed vocabulary"
-        taken = [value.name for value in model.graph.outputs if value.name in (BEST, ENERGY)]
-        return f"there are outputs {taken} already" if taken else None
-
-    def run(self, lowered: Lowered) -> Lowered:
-        """Add the outputs; graphs without logits stay as they are."""
-        for logits in logits_of(lowered.model):
-            _choose(lowered.model.graph, logits)
-        return lowered
-
-    def ensures(self, model: ir.Model) -> str | None:
-        """Whatever gives logits gives their best as well."""
-        outputs = {value.name for value in model.graph.outputs}
-        lacking = sorted({BEST, ENERGY} - outputs) if LOGITS in outputs else []
-        return f"logits without {lacking}" if lacking else None
-
-
-def logits_of(model: ir.Model) -> list[ir.Value]:
-    """List the outputs that are logits: one of a head, none of other graphs."""
-    return [value for value in model.graph.outputs if value.name == LOGITS]
-
-
-def _choose(graph: ir.Graph, logits: ir.Value) -> None:
-    tape = ir.tape.Tape()
-    zero, one, size = (_number(tape, value) for value in (0, 1, static_size(logits, 1)))
-    vocabulary = tape.op("Constant", [], {"value_ints": [1]})  # the axis
-    most = tape.op("ReduceMax", [logits, vocabulary], {"keepdims": 1})  # (N, 1)
-    ids = tape.op("Range", [zero, size, one])  # (V,)
-    candidates = tape.op("Where", [tape.op("Equal", [logits, most]), ids, size])  # (N, V)
-    best = tape.op("ReduceMin", [candidates, vocabulary], {"keepdims": 0})  # (N,)
-    energy = tape.op("ReduceSumSquare", [logits, vocabulary], {"keepdims": 0})  # (N,)
-    best.name, best.type = BEST, ir.TensorType(ir.DataType.INT32)
-    energy.name, energy.type = ENERGY, logits.type
-    best.shape = energy.shape = ir.Shape(given(logits.shape)[:1])
-    graph.extend(tape.nodes)
-    graph.outputs.extend((best, energy))
+    def choose(self, tape: ir.tape.Tape, logits: ir.Value) -> Choice:
+        """Find the maximum, then the least id that has it."""
+        zero, one, size = (_number(tape, value) for value in (0, 1, static_size(logits, 1)))
+        vocabulary = ints(tape, 1)  # the axis
+        most = tape.op("ReduceMax", [logits, vocabulary], {"keepdims": 1})  # (N, 1)
+        ids = tape.op("Range", [zero, size, one])  # (V,)
+        candidates = tape.op("Where", [tape.op("Equal", [logits, most]), ids, size])  # (N, V)
+        return Choice(
+            best=tape.op("ReduceMin", [candidates, vocabulary], {"keepdims": 0}),
+            energy=tape.op("ReduceSumSquare", [logits, vocabulary], {"keepdims": 0}),
+        )
 
 
 def _number(tape: ir.tape.Tape, value: int) -> ir.Value:

@@ -15,12 +15,13 @@ from onnx_ir.passes import common
 from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
+from ...passes.graph_edits import neutral_nodes
+from ...passes.routed_experts import unpaired
 from .dense_experts import make_dense
 from .gathered_experts import make_gathered
 from .options import WeightsPlace
-from .stored_experts import ExpertsPair, Storage, expert_pairs, unpaired
+from .stored_experts import ExpertsPair, Storage, expert_pairs
 
 _IF = "If"
 GATHERED: dict[WeightsPlace, tuple[Storage, ...]] = {

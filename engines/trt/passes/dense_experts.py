@@ -11,10 +11,11 @@ import onnx_ir as ir
 from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import neutral_nodes, static_size
 from ...lowering import Lowered
+from ...passes.graph_edits import neutral_nodes, static_size
+from ...passes.routed_experts import unpaired
 from .bodies import replace_by_function
-from .stored_experts import ExpertsPair, expert_pairs, unpaired
+from .stored_experts import ExpertsPair, expert_pairs
 
 # Zero is chosen, not multiplied by: an expert that was not chosen may overflow.
 _ALL_UP = """

@@ -11,12 +11,13 @@ from onnx_ir.passes import common
 from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
+from ...passes.graph_edits import neutral_nodes
+from ...passes.routed_experts import unpaired
 from .bodies import replace_by_function
 from .gathered_bodies import byte_table, gathered_down, gathered_up, numbers_type
 from .options import WeightsPlace
-from .stored_experts import ExpertsPair, Storage, StoredMatrix, expert_pairs, unpaired
+from .stored_experts import ExpertsPair, Storage, StoredMatrix, expert_pairs
 
 _STEPS: Storage = "fp8"
 """How NVFP4 stores its scales."""

@@ -15,9 +15,10 @@ from export.graph.edits import given
 from export.graph.functions import OPSET
 from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
-from .stored_experts import ExpertsPair, expert_pairs, unpaired
+from ...passes.graph_edits import neutral_nodes
+from ...passes.routed_experts import unpaired
+from .stored_experts import ExpertsPair, expert_pairs
 
 LAYER_DOMAIN, LAYER = "trt", "TRT_MoE"
 SMS = (100, 103, 110)

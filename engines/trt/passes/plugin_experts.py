@@ -16,14 +16,15 @@ from export.recipe.recipe import WeightFormat
 from runtime.names import DOMAIN, EXPERTS_DOWN, EXPERTS_UP, ROUTER
 from runtime.plugins.launch import GROUPED_DOWN, GROUPED_UP, SORT_BY_EXPERT
 
-from ...graph_edits import neutral_nodes, static_size
 from ...kernels.attributes import plugin_attributes
 from ...kernels.ops import grouped_down_op, grouped_up_op, router_op, sort_op
 from ...kernels.specs import ExpertFormat, ExpertSizes, OpSpec
 from ...lowering import Lowered
+from ...passes.graph_edits import neutral_nodes, static_size
+from ...passes.inline_bodies import PLUGIN_NAMESPACE
+from ...passes.routed_experts import unpaired
 from .bodies import add_function, replace_by_function
-from .inline_bodies import PLUGIN_NAMESPACE
-from .stored_experts import ExpertsPair, StoredMatrix, expert_pairs, unpaired
+from .stored_experts import ExpertsPair, StoredMatrix, expert_pairs
 
 _BASES = {
     ir.DataType.FLOAT: "fp32",

@@ -14,7 +14,7 @@ from runtime.plugins.fields import CODE_FIELD, LAUNCH_FIELD
 from ...kernels.quick_plugins import quick_attributes, quick_name
 from ...kernels.specs import OpSpec
 from ...lowering import Lowered
-from .inline_bodies import PLUGIN_NAMESPACE
+from ...passes.inline_bodies import PLUGIN_NAMESPACE
 
 
 class QuickNodes:

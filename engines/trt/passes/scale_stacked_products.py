@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from export.graph.edits import given
 
-from ...graph_edits import static_size
 from ...lowering import Lowered
+from ...passes.graph_edits import static_size
 from .products import Product, insert_behind, products
 
 _UNIT = 2.0**-8

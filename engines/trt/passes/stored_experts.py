@@ -9,7 +9,7 @@ import onnx_ir as ir
 from export.graph.edits import given
 from runtime.names import EXPERTS_DOWN, EXPERTS_UP
 
-from ...graph_edits import neutral_nodes, static_size
+from ...passes.graph_edits import neutral_nodes, static_size
 from .expert_costs import ExpertStack
 
 Storage = Literal["plain", "int8", "fp8", "int4", "nvfp4"]
@@ -144,9 +144,3 @@ def expert_pairs(model: ir.Model) -> list[ExpertsPair]:
     """List the pairs of a graph, one for each MoE layer in it."""
     ups, downs = (neutral_nodes(model, op_type) for op_type in (EXPERTS_UP, EXPERTS_DOWN))
     return [ExpertsPair(up_node=a, down_node=b) for a, b in zip(ups, downs, strict=True)]
-
-
-def unpaired(model: ir.Model) -> str | None:
-    """Say what is wrong with the halves of a graph's experts, or nothing."""
-    ups, downs = (neutral_nodes(model, op_type) for op_type in (EXPERTS_UP, EXPERTS_DOWN))
-    return None if len(ups) == len(downs) else f"{len(ups)} {EXPERTS_UP}, {len(downs)} down"

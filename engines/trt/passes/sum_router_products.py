@@ -11,8 +11,8 @@ import onnx_ir as ir
 from export.graph.edits import given
 from runtime.names import DOMAIN, ROUTER
 
-from ...graph_edits import neutral_nodes
 from ...lowering import Lowered
+from ...passes.graph_edits import neutral_nodes
 
 _WITHOUT_PRODUCT = 75
 _KEY = (DOMAIN, ROUTER, "")

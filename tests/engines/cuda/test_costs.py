@@ -49,6 +49,18 @@ def test_the_memory_of_the_card_is_weights_cache_scores_and_rows(
     assert memory == device_memory(work(recipe, options), memory.cache_bytes)
 
 
+def test_shared_experts_among_the_routed_ones_are_kept_twice_as_well() -> None:
+    whole = work("int4")
+    one_by_one = replace(whole.recipe.parts["shared_experts"].weights, group=64)
+    part = replace(whole.recipe.parts["shared_experts"], weights=one_by_one)
+    apart = {**whole.recipe.parts, "shared_experts": part}
+    beside = replace(whole, recipe=replace(whole.recipe, parts=apart))
+    more = device_memory(whole, 0).weights_bytes - device_memory(beside, 0).weights_bytes
+    shared = 26 * 3 * 2048 * 2816
+    # Codes of 4 bits once more; a scale of 2 bytes for 128 of them and not for 64.
+    assert more == shared // 2 - 2 * shared // 128
+
+
 def test_experts_whose_codes_no_operator_takes_are_folded_when_they_are_loaded() -> None:
     narrow = work("int4")
     wide = replace(narrow, recipe=replace(narrow.recipe, base="fp32"))

@@ -77,6 +77,13 @@ def test_no_activation_is_rounded_and_no_code_is_widened(made: Path) -> None:
     assert not {"QuantizeLinear", "DequantizeLinear"} & used
 
 
+def test_shared_experts_are_among_the_routed_ones(made: Path) -> None:
+    decoder = KimiVLConfig.load(Artifact.open(made).model_folder / "config.json").decoder
+    graph = ir.load(made / "graphs/decoder.cuda.onnx").graph
+    chosen = {node.attributes["k"].as_int() for node in graph if node.op_type == "QMoE"}
+    assert chosen == {decoder.experts_per_token + decoder.num_shared_experts}
+
+
 def test_every_graph_means_what_its_recipe_says_but_for_that_rounding(made: Path) -> None:
     figures = verify_artifact(made, "cuda").parity["cuda"]
     assert max(figures.values()) < UNROUNDED

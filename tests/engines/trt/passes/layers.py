@@ -15,8 +15,8 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from engines.cpu.compute_in_fp32 import ComputeInFloat32
-from engines.cpu.widen_fp4 import WidenFP4
+from engines.cpu.passes.compute_in_fp32 import ComputeInFloat32
+from engines.cpu.passes.widen_fp4 import WidenFP4
 from engines.lowering import Lowered, lower
 from engines.trt.passes import LoweringOptions, passes
 from export.graph.quantise import input_scale_name, quantise_graph, scale_name, whole_name

@@ -10,7 +10,7 @@ from onnx import parser
 
 from engines.lowering import lower
 from engines.trt.passes import LoweringOptions
-from engines.trt.passes.choose_best import ChooseBest
+from engines.trt.passes.choose_best import ChooseBestByReduction
 from runtime.names import BEST, ENERGY, HIDDEN, HIDDEN_OUT, LOGITS
 
 from .layers import CONFIG, MAX_TOKENS, Array, embed, lowered, recipe, run, write_layer
@@ -19,21 +19,15 @@ VOCAB = 7
 OPTIONS = LoweringOptions(max_tokens=MAX_TOKENS, sms=(89,), experts="dense")
 
 
-def model_of(text: str) -> ir.Model:
-    header = '<ir_version: 12, opset_import: ["": 24]>\n'
-    model: onnx.ModelProto = parser.parse_model(header + text)
+def bare() -> ir.Model:
+    """A head that gives as logits what it is given."""
+    text = f"g (float[N, {VOCAB}] x) => (float[N, {VOCAB}] logits) {{ logits = Identity (x) }}"
+    model = parser.parse_model(f'<ir_version: 12, opset_import: ["": 24]>\n{text}')
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
-def bare(dtype: str = "float") -> ir.Model:
-    """A head that gives as logits what it is given."""
-    return model_of(
-        f"g ({dtype}[N, {VOCAB}] x) => ({dtype}[N, {VOCAB}] logits) {{ logits = Identity (x) }}"
-    )
-
-
 def choose(rows: Array, folder: Path) -> dict[str, Array]:
-    model = lower(bare(), [ChooseBest()]).model
+    model = lower(bare(), [ChooseBestByReduction()]).model
     outputs = [str(value.name) for value in model.graph.outputs]
     return dict(zip(outputs, run(model, folder, {"x": rows}), strict=True))
 
@@ -98,25 +92,6 @@ def test_a_lowered_head_gives_the_best_of_its_own_logits(
 def test_graphs_without_logits_stay_as_they_are(tmp_path: Path) -> None:
     model = ir.load(write_layer(tmp_path, recipe("fp16")))
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    lowered_model = lower(model, [ChooseBest()]).model
+    lowered_model = lower(model, [ChooseBestByReduction()]).model
     assert ir.to_proto(lowered_model).SerializeToString(deterministic=True) == before
     assert lowered_model.graph.outputs[0].name == HIDDEN_OUT
-
-
-def test_logits_of_another_type_are_refused() -> None:
-    with pytest.raises(
-        RuntimeError, match=r"choose-best .* requires: logits are FLOAT16, not fp32"
-    ):
-        lower(bare("float16"), [ChooseBest()])
-
-
-def test_logits_without_a_fixed_vocabulary_are_refused() -> None:
-    model = model_of("g (float[N, V] x) => (float[N, V] logits) { logits = Identity (x) }")
-    with pytest.raises(RuntimeError, match="logits without a fixed vocabulary"):
-        lower(model, [ChooseBest()])
-
-
-def test_a_head_that_chooses_already_is_refused() -> None:
-    model = lower(bare(), [ChooseBest()]).model
-    with pytest.raises(RuntimeError, match=r"there are outputs .* already"):
-        lower(model, [ChooseBest()])

@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 
 from engines.lowering import lower
+from engines.passes.chain_layers import chain_layers
 from engines.trt.builder import BuiltPlan, build_plan
 from engines.trt.home import Home
 from engines.trt.passes import LoweringOptions, passes
-from engines.trt.passes.chain_layers import chain_layers
 from engines.trt.passes.layer_experts import LAYER
 from engines.trt.passes.options import ExpertsForm, WeightsPlace
 from engines.trt.profiles import ShapeRange, Shapes
