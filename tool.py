@@ -19,7 +19,7 @@ from commands.doctor import doctor
 from commands.eval import eval_
 from commands.export import export
 from commands.inspect import inspect
-from commands.outcome import status_of
+from commands.outcome import raise_on_sigterm, status_of
 from commands.plan import plan
 from commands.run import run
 from commands.serve import serve
@@ -64,6 +64,7 @@ def main() -> None:
     """Run one command and exit with its status; without arguments, print the help."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise_on_sigterm()
     sys.exit(status_of(app, sys.argv[1:] or ["--help"]))
 
 

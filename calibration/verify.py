@@ -1,6 +1,6 @@
 """The verify stage: every file hashed, every graph measured again, the figures in the manifest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,15 +62,46 @@ def verify_artifact(
         ArtifactError: a file is not what the manifest says, or a graph is off by more than its
             tolerance; all are listed. The manifest stays as it was.
         InputError: a target that runs on the CPU was to run on a card.
+        KimiVLError: another run writes to the folder now.
     """
-    artifact = Artifact.open(folder, rehash=True, progress=progress)
+    # Locked for as long as it takes: figures are written beside the very files that were measured,
+    # and a second run is refused at its start, not when it has measured for an hour.
+    with Artifact.to_change(folder, rehash=True, progress=progress) as artifact:
+        return _verify(artifact, target, progress, held_out=held_out, on_device=on_device)
+
+
+def _verify(
+    artifact: Artifact,
+    target: str,
+    progress: Progress,
+    *,
+    held_out: Sequence[Example] | None,
+    on_device: bool,
+) -> Manifest:
     record = artifact.target(target)
     if on_device and not record.needs_gpu:
         raise InputError(f"target {target} has no plans: --on-device is about what needs a card")
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     manifest = artifact.manifest
     measures = _measures(artifact, record, config)
-    allowed = tolerance(manifest, target)
+    figures = _figures(
+        measures, tolerance(manifest, target), f"{artifact.folder}, target {target}", progress
+    )
+    measured = manifest.with_parity(target, figures)
+    runs_here = on_device or not record.needs_gpu
+    if on_device:
+        measured = measured.with_device(target, *measure_on_device(artifact, target, progress))
+    if held_out is not None and manifest.calibration and runs_here:
+        measured = _with_price(artifact, measured, target, held_out, progress)
+    if measured != manifest:
+        measured.write(artifact.folder)
+    return measured
+
+
+def _figures(
+    measures: Mapping[str, Callable[[], float]], allowed: float, where: str, progress: Progress
+) -> dict[str, float]:
+    """Measure every graph, and refuse what is off by more than is allowed."""
     figures: dict[str, float] = {}
     problems: list[str] = []
     for done, (name, measure) in enumerate(measures.items(), start=1):
@@ -84,16 +115,8 @@ def verify_artifact(
                 problems.append(f"{name} is off by {figures[name]:.1e}, allowed {limit:.0e}")
         progress(STAGE, done, len(measures))
     if problems:
-        raise ArtifactError(describe_problems(f"{folder}, target {target}", problems))
-    measured = manifest.with_parity(target, figures)
-    runs_here = on_device or not record.needs_gpu
-    if on_device:
-        measured = measured.with_device(target, *measure_on_device(artifact, target, progress))
-    if held_out is not None and manifest.calibration and runs_here:
-        measured = _with_price(artifact, measured, target, held_out, progress)
-    if measured != manifest:
-        measured.write(folder)
-    return measured
+        raise ArtifactError(describe_problems(where, problems))
+    return figures
 
 
 def _measures(

@@ -8,6 +8,7 @@ from runtime.errors import KimiVLError
 
 from . import answering, options, output
 from .flag_groups import GenerationFlags, with_flag_groups
+from .outcome import TerminatedError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,8 +85,8 @@ class Chat:
                 output.error(str(error))
             except UnicodeError:
                 output.error("the line is not text; nothing was sent")
-            except KeyboardInterrupt:
-                if not sys.stdin.isatty():  # nobody there who could want to go on
+            except KeyboardInterrupt as error:
+                if _is_end(error):
                     raise
                 output.note("\nCtrl-D or /exit ends the chat")
 
@@ -121,12 +122,17 @@ class Chat:
             answering.print_stream(
                 self._session, request, answer, show_thinking=self._show_thinking
             )
-        except KeyboardInterrupt:
-            if not sys.stdin.isatty():
+        except KeyboardInterrupt as error:
+            if _is_end(error):
                 raise
             output.note("stopped")
         answering.note_result(request.result)
         self._messages = [*asked, {"role": "assistant", "content": _raw(answer)}]
+
+
+def _is_end(error: KeyboardInterrupt) -> bool:
+    """Whether nobody is there who could want to go on, or SIGTERM asks for the end."""
+    return isinstance(error, TerminatedError) or not sys.stdin.isatty()
 
 
 def _raw(answer: answering.Answer) -> str:

@@ -16,7 +16,7 @@ INTRODUCTION = """\
 
 What `--help` prints, written by `make docs`; a test keeps the two equal.
 Results go to stdout and everything else to stderr. The exit status is 0, or 1 for an error that
-the message names, 2 for a wrong call, 130 for Ctrl-C.
+the message names, 2 for a wrong call, 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 

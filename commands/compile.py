@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from calibration.stage import CalibrateOptions
     from engines.options import BuildOptions
     from export.checkpoint.reader import Checkpoint
-    from export.recipe.recipe import Recipe
     from export.stage import ExportOptions
     from runtime.artifact.manifest import Manifest
 
@@ -36,12 +35,13 @@ def compile_checkpoint(
     """Export, calibrate, build and verify in one run.
 
     A quantised recipe is calibrated on conversations (--data), and its loss against fp32 is
-    measured and printed. A run that was stopped goes on where it was.
+    measured and printed. A run that was stopped goes on where it was. Limits that are left out stay
+    as the target has them, if it was built before.
     """
     source = wanted.open(checkpoint)
     sizes = limits.make_options(plans)
     chosen = wanted.make_options()
-    _check_build(source, target, sizes, chosen.recipe)
+    _check_build(source, artifact, target, sizes, chosen)
     calibration = samples.make_options(chosen) if chosen.recipe.is_quantised else None
     manifest = _run_stages(source, artifact, chosen, calibration, target, sizes)
     errors: dict[str, float] = dict(manifest.parity[target])
@@ -53,16 +53,33 @@ def compile_checkpoint(
         output.note(f"report: {artifact / 'calibration' / 'report.html'}")
     where = () if target == "cpu" else ("--target", target)
     words = ("run", artifact, *where, "--image", "PICTURE", "What is in this picture?")
-    output.note(f"next: {summary.command_text(*words)}")
+    place = ", on a machine with such a card, to which you may copy the artifact"
+    is_for_cards = target == "cuda" or target.startswith("rtx:")
+    output.note(f"next{place if is_for_cards else ''}: {summary.command_text(*words)}")
 
 
 def _check_build(
-    source: "Checkpoint", target: str, sizes: "BuildOptions", recipe: "Recipe"
+    source: "Checkpoint",
+    folder: Path,
+    target: str,
+    sizes: "BuildOptions",
+    wanted: "ExportOptions",
 ) -> None:
     """Refuse what the build would refuse, before the export, which is slow."""
     from engines.build import check_build
+    from engines.former_limits import former_limits
+    from runtime.artifact.manifest import FILE_NAME, Manifest
 
-    check_build(target, sizes, source.config, source.folder, recipe)
+    is_there = (folder / FILE_NAME).exists()
+    check_build(
+        target,
+        sizes,
+        source.config,
+        source.folder,
+        wanted.recipe,
+        num_layers=len(wanted.checked_layers(source.config)),
+        former=former_limits(folder, Manifest.read(folder), target) if is_there else None,
+    )
 
 
 def _run_stages(

@@ -139,20 +139,20 @@ class LimitFlags:
 
     max_kv_cache_capacity: options.MaxKvCacheCapacityOption = None
     max_input_len: options.MaxInputLenOption = None
-    max_batch_size: options.MaxBatchSizeOption = 1
+    max_batch_size: options.MaxBatchSizeOption = None
     max_image_tokens: options.MaxImageTokensOption = None
     prefill_chunk: options.PrefillChunkOption = None
 
     def make_options(self, plans: PlanFlags | None = None) -> "BuildOptions":
         """Turn the flags, with those about plans if there are any, into what the build takes."""
-        from engines.options import DEFAULT_PREFILL_CHUNK, BuildOptions, PlanOptions
+        from engines.options import BuildOptions, PlanOptions
 
         return BuildOptions(
             max_tokens=self.max_kv_cache_capacity,
             max_input_tokens=self.max_input_len,
             max_slots=self.max_batch_size,
             max_image_tokens=self.max_image_tokens,
-            prefill_chunk=self.prefill_chunk or DEFAULT_PREFILL_CHUNK,
+            prefill_chunk=self.prefill_chunk,
             plans=plans.make_options() if plans else PlanOptions(),
         )
 

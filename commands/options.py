@@ -187,8 +187,13 @@ MaxInputLenOption = Annotated[
     ),
 ]
 MaxBatchSizeOption = Annotated[
-    int,
-    typer.Option(metavar="N", min=1, help="Slots: sequences in the cache at the same time."),
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Slots: sequences in the cache at the same time.",
+        show_default="1",
+    ),
 ]
 MaxImageTokensOption = Annotated[
     int | None,

@@ -1,6 +1,7 @@
-"""How a command ends: 0, 1 for a named error in one line, 2 for a wrong call, 130 for Ctrl-C."""
+"""How a command ends: with a status that docs/usage.md lists, and at most one line of error."""
 
 import errno
+import signal
 from collections.abc import Sequence
 
 import typer
@@ -9,29 +10,56 @@ from runtime.errors import KimiVLError
 
 from . import output
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+RESUMABLE = ("compile", "export", "calibrate", "build")
+"""Commands that go on where they were when they are called again."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: ends whatever Ctrl-C ends, in the same way."""
+
+
+def raise_on_sigterm() -> None:
+    """End the process by an exception at the first SIGTERM, and at once at a second."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise TerminatedError
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # whoever started it did not ignore it
+        signal.signal(signal.SIGTERM, end)
 
 
 def status_of(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status; only a bug leaves a traceback."""
     output.prepare()
+    if output.is_result_closed():
+        output.error(
+            "stdout is closed, so that no result can be written; open it, or use /dev/null"
+        )
+        return 1
     try:
         app(arguments)
     except SystemExit as end:  # typer ends every call so, good ones too
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
+        if status == INTERRUPTED:
+            status = _status_of_signal(end) or status
+    except KeyboardInterrupt as error:
+        status = _status_of_signal(error) or INTERRUPTED
     except Exception as error:  # noqa: BLE001  a bug is raised again
         status = _status_of_error(error)
-    if status == INTERRUPTED:
-        output.note("interrupted")
+    if status in (INTERRUPTED, TERMINATED):
+        word = "interrupted" if status == INTERRUPTED else "terminated"
+        goes_on = arguments and arguments[0] in RESUMABLE
+        output.note(f"{word}; the same command goes on" if goes_on else word)
     return status
 
 
 def _status_of_error(error: Exception) -> int:
     """Print an error of the user's world in one line; raise a bug again."""
-    if _is_from_ctrl_c(error):
-        return INTERRUPTED
+    ended_by = _status_of_signal(error)
+    if ended_by is not None:
+        return ended_by
     if isinstance(error, KimiVLError):
         output.error(str(error))
     elif isinstance(error, MemoryError):
@@ -43,11 +71,16 @@ def _status_of_error(error: Exception) -> int:
     return 1
 
 
-def _is_from_ctrl_c(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: native modules turn it into an ImportError."""
+def _status_of_signal(error: BaseException | None) -> int | None:
+    """Give the status of the signal behind an error, if any: others turn it into errors of theirs.
+
+    Native modules make an ImportError of it, typer a SystemExit.
+    """
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return error is not None
+    if error is None:
+        return None
+    return TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -6,6 +6,7 @@ brings along is never taken for markup, nor for the control codes of a terminal.
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,21 @@ _WIDE = 10_000
 
 
 def prepare() -> None:
-    """Let a stream show what its encoding cannot write as escapes, instead of failing."""
+    """Make the streams fit to be written to, whatever the process was started with.
+
+    What an encoding cannot write is shown as escapes. A stderr that is closed takes what nobody
+    reads, and its number, which a file of an artifact would get otherwise, warnings in between.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  open to the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def is_result_closed() -> bool:
+    """Whether the process was started without a stdout."""
+    return sys.stdout is None
 
 
 def is_result_terminal() -> bool:

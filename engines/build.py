@@ -12,7 +12,7 @@ from runtime.artifact.folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.config import KimiVLConfig
 from runtime.errors import InputError, UnsupportedError, describe_problems
-from runtime.files import announced, exclusive, resolve_inside
+from runtime.files import announced, resolve_inside
 from runtime.limits import Limits
 from runtime.progress import Progress, silent
 from runtime.prompt.patches import ImageRule
@@ -20,12 +20,13 @@ from runtime.prompt.patches import ImageRule
 from .cache_layout import cache_record
 from .cpu.build import CpuBuild
 from .cuda.build import CudaBuild
+from .former_limits import forget_limits, former_limits, note_limits
 from .job import STAGE, Job, TargetBuild, file_name
-from .options import BuildOptions, PlanOptions
+from .options import BuildOptions, PlanOptions, check_cache
 from .targets import find_target, refusals, single_targets
 from .trt.build import ENGINES_FOLDER, TensorRTBuild
 from .trt.home import Home
-from .trt.shapes import aligned_limits
+from .trt.shapes import aligned_limits, limits_before_alignment
 from .trt.sm import parse_target
 
 _T = TypeVar("_T")
@@ -34,13 +35,30 @@ _KINDS: dict[str, Callable[[Job], TargetBuild]] = {"cpu": CpuBuild, "cuda": Cuda
 
 
 def check_build(
-    target: str, options: BuildOptions, config: KimiVLConfig, model_folder: Path, recipe: Recipe
+    target: str,
+    options: BuildOptions,
+    config: KimiVLConfig,
+    model_folder: Path,
+    recipe: Recipe,
+    *,
+    num_layers: int | None = None,
+    former: Limits | None = None,
 ) -> Limits:
     """Return the limits of a build, refusing what it would refuse, before anything slow.
+
+    Args:
+        target: to build for.
+        options: what was asked for.
+        config: of the model.
+        model_folder: with its image rule.
+        recipe: of the artifact.
+        num_layers: decoder layers that are kept; None: all.
+        former: the limits that the target was built for before, if it was.
 
     Raises:
         UnsupportedError: there is no such target, or it cannot take the recipe.
         InputError: a size is not possible for this model, or options contradict each other.
+        CapacityError: no machine can hold the cache.
     """
     _check_name(target)
     _check_plans(target, options.plans)
@@ -53,11 +71,19 @@ def check_build(
         raise UnsupportedError(
             describe_problems(f"recipe {recipe.name} for target {target}", reasons)
         )
-    limits = options.limits(config, ImageRule.load(model_folder))
+    rule = ImageRule.load(model_folder)
     if target in _KINDS:
-        return limits
-    Home.load(parse_target(target).home)
-    return aligned_limits(limits, cache_record(config.decoder, None, recipe.base))
+        limits = options.limits(config, rule, former)
+        base = find_target(target).cache_type(recipe)
+        cache = cache_record(config.decoder, recipe.cache, base)
+    else:
+        Home.load(parse_target(target).home)
+        cache = cache_record(config.decoder, None, recipe.base)
+        asked = None if former is None else limits_before_alignment(former, cache)
+        limits = aligned_limits(options.limits(config, rule, asked), cache)
+    layers = config.decoder.num_layers if num_layers is None else num_layers
+    check_cache(limits, cache.token_bytes * layers)
+    return limits
 
 
 def _check_name(target: str) -> None:
@@ -89,30 +115,21 @@ def build_target(
 ) -> Manifest:
     """Make what a target runs; resume or reuse what is already there.
 
+    Limits that the options leave out stay as the target has them.
+
     Raises:
         ArtifactError: the folder is incomplete or altered.
         UnsupportedError: there is no such target, or it cannot take the artifact's recipe.
+        KimiVLError: another run writes to the folder now.
     """
-    artifact = Artifact.open(folder)
-    with exclusive(folder):
+    with Artifact.to_change(folder) as artifact:
         return _build(artifact, target, options, progress)
 
 
 def _build(artifact: Artifact, target: str, options: BuildOptions, progress: Progress) -> Manifest:
     folder, manifest = artifact.folder, artifact.manifest
-    config = KimiVLConfig.load(artifact.model_folder / "config.json")
-    recipe = recipe_from_values(manifest.precision, manifest.recipe, str(folder))
-    limits = check_build(target, options, config, artifact.model_folder, recipe)
-    job = Job(
-        folder=folder,
-        target=target,
-        manifest=manifest,
-        config=config,
-        recipe=recipe,
-        limits=limits,
-        options=options,
-    )
-    build = _kind_of(target)(job)
+    job = _job(artifact, target, options)
+    limits, build = job.limits, _kind_of(target)(job)
     stage, present = f"{STAGE}-{file_name(target)}", manifest.targets.get(target)
     if present is not None and present.key == build.key:  # its files stay
         if present.limits != limits:
@@ -120,8 +137,10 @@ def _build(artifact: Artifact, target: str, options: BuildOptions, progress: Pro
             manifest = replace(manifest, targets={**manifest.targets, target: record})
             manifest.write(folder)
         remove_journal(folder, stage)
+        forget_limits(folder, target)
         return manifest
     if present is not None:  # so that no kill leaves new files under old hashes
+        note_limits(folder, target, present.limits)
         manifest = _without_target(manifest, target)
         manifest.write(folder)
     _unlink(folder, artifact.manifest.files.keys() - manifest.files.keys())
@@ -130,7 +149,33 @@ def _build(artifact: Artifact, target: str, options: BuildOptions, progress: Pro
     manifest = manifest.with_target(target, record, dict(sorted(journal.files.items())))
     manifest.write(folder)
     journal.close()
+    forget_limits(folder, target)
     return manifest
+
+
+def _job(artifact: Artifact, target: str, options: BuildOptions) -> Job:
+    """Check what is wanted against what is there."""
+    folder, manifest = artifact.folder, artifact.manifest
+    config = KimiVLConfig.load(artifact.model_folder / "config.json")
+    recipe = recipe_from_values(manifest.precision, manifest.recipe, str(folder))
+    limits = check_build(
+        target,
+        options,
+        config,
+        artifact.model_folder,
+        recipe,
+        num_layers=len(manifest.layers),
+        former=former_limits(folder, manifest, target),
+    )
+    return Job(
+        folder=folder,
+        target=target,
+        manifest=manifest,
+        config=config,
+        recipe=recipe,
+        limits=limits,
+        options=options,
+    )
 
 
 def _unlink(folder: Path, paths: Iterable[str]) -> None:

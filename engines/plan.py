@@ -12,6 +12,7 @@ from .cpu.costs import cpu_costs, cpu_speeds
 from .cuda.costs import build_cost as cuda_build_cost
 from .cuda.costs import device_memory as cuda_memory
 from .device_memory import DeviceMemory
+from .options import check_cache
 from .targets import TARGETS, Target, refusals, single_targets
 from .trt.sm import parse_target
 from .work import Work
@@ -75,13 +76,16 @@ def make_plan(work: Work, target: str) -> Plan:
 
     Raises:
         UnsupportedError: there is no such target.
+        CapacityError: no machine can hold the cache.
     """
     singles = single_targets(target)
+    cache = cache_size(work, singles[0])  # those of TensorRT-RTX cache alike
+    check_cache(work.limits, cache.token_bytes)
     plan = Plan(
         target=target,
         parts=tuple(part_sizes(work.parameters, work.recipe)),
         total=total_size(work.parameters, work.recipe),
-        cache=cache_size(work, singles[0]),  # those of TensorRT-RTX cache alike
+        cache=cache,
         stages=(artifact_cost(work),),
         speeds=(),
         device=None,

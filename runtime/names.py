@@ -6,6 +6,10 @@ D head size, C width, E experts, K experts per token, R latent rank, V vocabular
 
 from collections.abc import Sequence
 
+_CARDS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+TARGETS = ("cpu", *(f"rtx:{card}" for card in _CARDS), "trt", "cuda")
+"""What an artifact can be built for; several cards are joined: `rtx:sm89+sm120`."""
+
 DOMAIN = "kimivl"
 """ONNX domain of the neutral ops; each has a function body in standard ops."""
 

@@ -108,7 +108,8 @@ def _on_engine(
     config = KimiVLConfig.load(artifact.model_folder / "config.json")
     tokens = min(tokens, config.decoder.max_positions)
     rule = ImageRule.load(artifact.model_folder)
-    options = BuildOptions(max_tokens=tokens, max_slots=slots, prefill_chunk=asked.prefill_chunk)
+    chunk = min(asked.prefill_chunk, tokens)
+    options = BuildOptions(max_tokens=tokens, max_slots=slots, prefill_chunk=chunk)
     memory = Memory.load()
     before = memory.used_bytes
     limited = with_limits(artifact, TARGET, options.limits(config, rule))

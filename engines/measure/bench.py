@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from runtime.artifact.folder import Artifact
+from runtime.artifact.folder import CONFIG_FILE, Artifact
 from runtime.artifact.records import TargetRecord
+from runtime.config import KimiVLConfig
 from runtime.cores import thread_count
 from runtime.engine.cpu.weights_place import WeightsPlace
 from runtime.engine.opening import open_engine
@@ -71,7 +72,8 @@ class Bench:
         artifact = Artifact.open(folder)
         limits = artifact.target(options.target).limits
         rule = ImageRule.load(artifact.model_folder)
-        rows = choose_rows(options.rows, limits)
+        config = KimiVLConfig.load(artifact.model_folder / CONFIG_FILE)
+        rows = choose_rows(options.rows, limits, config.decoder.max_positions)
         sizes = choose_sizes(options.images, rule, limits)
         return cls(
             artifact=artifact,

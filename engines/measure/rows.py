@@ -31,27 +31,31 @@ class Row:
         behind = f" @ d{self.depth}" if self.depth else ""
         return test + slots + behind
 
-    def misfit(self, limits: Limits) -> "Misfit | None":
-        """Say which limit is too small, or None."""
+    def misfit(self, limits: Limits, max_positions: int) -> "Misfit | None":
+        """Say which limit is too small, or None; no build raises it over the model's positions."""
         needed = self.depth + self.tokens
         if needed > limits.max_tokens:
             found = f"the cache takes {limits.max_tokens} tokens"
-            return Misfit(self, found, f"--max-kv-cache-capacity {needed}")
+            if needed > max_positions:
+                return Misfit(self, found, f"ask for less: the model takes at most {max_positions}")
+            return Misfit(
+                self, found, f"ask for less, or build with --max-kv-cache-capacity {needed}"
+            )
         if self.kind == "prompt" and self.tokens > limits.max_input_tokens:
             found = f"prompts have at most {limits.max_input_tokens} tokens"
-            return Misfit(self, found, f"--max-input-len {self.tokens}")
+            return Misfit(self, found, f"ask for less, or build with --max-input-len {self.tokens}")
         if self.batch > limits.max_slots:
             found = (
                 "there is 1 slot"
                 if limits.max_slots == 1
                 else f"there are {limits.max_slots} slots"
             )
-            return Misfit(self, found, f"--max-batch-size {self.batch}")
+            return Misfit(self, found, f"ask for less, or build with --max-batch-size {self.batch}")
         return None
 
 
 class Misfit(NamedTuple):
-    """A row, the limit that it is over, and the flag of `build` that raises it."""
+    """A row, the limit that it is over, and what to do."""
 
     row: Row
     limit: str
@@ -81,10 +85,11 @@ class Choice(NamedTuple):
     left_out: list[str]
 
 
-def choose_rows(wanted: Wanted, limits: Limits) -> Choice:
+def choose_rows(wanted: Wanted, limits: Limits, max_positions: int) -> Choice:
     """Cross prompts and tokens with depths; leave out what does not fit.
 
-    Prompts are run in one slot. A number of 0 prompts or tokens means none.
+    Prompts are run in one slot. A number of 0 prompts or tokens means none. The model was made for
+    `max_positions` tokens.
 
     Raises:
         InputError: a number is below what it counts.
@@ -94,7 +99,7 @@ def choose_rows(wanted: Wanted, limits: Limits) -> Choice:
     rows: list[Row] = []
     misfits: list[Misfit] = []
     for row in _all_rows(wanted):
-        misfit = row.misfit(limits)
+        misfit = row.misfit(limits, max_positions)
         if misfit is None:
             rows.append(row)
         else:
@@ -153,6 +158,4 @@ def _has(row: Row, kind: Kind | None, field: str, number: int) -> bool:
 def _refuse(what: str, misfits: list[Misfit]) -> None:
     row, limit, cure = min(misfits, key=lambda one: one.row.depth + one.row.tokens)
     needed = f"{row.depth + row.tokens} tokens in {row.batch} slot{'s' * (row.batch > 1)}"
-    raise CapacityError(
-        f"{what}: {row.name} needs {needed} and {limit}; ask for less, or build with {cure}"
-    )
+    raise CapacityError(f"{what}: {row.name} needs {needed} and {limit}; {cure}")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 from runtime.progress import Progress
@@ -79,21 +79,27 @@ class PhaseTree:
 
 @contextmanager
 def noting_interrupts(state: BuildState) -> Iterator[None]:
-    """Keep Ctrl-C until TensorRT has returned: raised in one of its callbacks it would be lost."""
-    before = signal.getsignal(signal.SIGINT)
+    """Keep what signals raise until TensorRT has returned: in its callbacks it would be lost.
+
+    Ctrl-C, and SIGTERM where something handles it.
+    """
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(before):  # no handler of ours to replace
-        yield
-        return
+    asked = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    handlers = {one: handler for one in asked if callable(handler := signal.getsignal(one))}
 
-    def note(number: int, frame: object) -> None:
-        state.error = state.error or KeyboardInterrupt()
+    def note(number: int, frame: FrameType | None) -> None:
+        try:
+            handlers[signal.Signals(number)](number, frame)
+        except BaseException as error:  # noqa: BLE001  # raised again by `raise_error`
+            state.error = state.error or error
 
-    signal.signal(signal.SIGINT, note)
+    for one in handlers:
+        signal.signal(one, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
 
 
 def make_writer(trt: ModuleType, file: BinaryIO, state: BuildState) -> "rtx.IStreamWriter":

@@ -40,6 +40,12 @@ def aligned_limits(limits: Limits, cache: CacheRecord) -> Limits:
     return replace(limits, max_tokens=-(-limits.max_tokens // step) * step)
 
 
+def limits_before_alignment(aligned: Limits, cache: CacheRecord) -> Limits:
+    """Undo `aligned_limits` where a prompt shows what the capacity was: it could fill it."""
+    found = replace(aligned, max_tokens=aligned.max_input_tokens)
+    return found if aligned_limits(found, cache) == aligned else aligned
+
+
 def graph_profiles(
     graphs: Sequence[str],
     config: KimiVLConfig,

@@ -129,12 +129,24 @@ def read_file(fields: Fields) -> FileRecord:
     return record
 
 
-def read_target(fields: Fields) -> TargetRecord:
-    """Read the record of a target."""
-    sizes = fields.child("limits")
-    limits = _limits(sizes)
+def read_limits(sizes: Fields) -> Limits:
+    """Read the limits of a target."""
+    limits = Limits(
+        max_tokens=sizes.count("max_tokens"),
+        max_input_tokens=sizes.count("max_input_tokens"),
+        max_slots=sizes.count("max_slots"),
+        max_patches=sizes.count("max_patches"),
+        prefill_chunk=sizes.count("prefill_chunk"),
+    )
+    sizes.refuse_unread()
     if max(limits.max_input_tokens, limits.prefill_chunk) > limits.max_tokens:
         raise MalformedError(f"`{sizes.where}`: a prompt or chunk is larger than `max_tokens`")
+    return limits
+
+
+def read_target(fields: Fields) -> TargetRecord:
+    """Read the record of a target."""
+    limits = read_limits(fields.child("limits"))
     cache = _cache(fields.child("cache"))
     if limits.max_slots * limits.max_tokens * cache.token_bytes > MAX_BYTES:
         raise MalformedError(f"`{fields.where}`: a cache that no machine can hold")
@@ -150,18 +162,6 @@ def read_target(fields: Fields) -> TargetRecord:
     )
     fields.refuse_unread()
     return record
-
-
-def _limits(sizes: Fields) -> Limits:
-    limits = Limits(
-        max_tokens=sizes.count("max_tokens"),
-        max_input_tokens=sizes.count("max_input_tokens"),
-        max_slots=sizes.count("max_slots"),
-        max_patches=sizes.count("max_patches"),
-        prefill_chunk=sizes.count("prefill_chunk"),
-    )
-    sizes.refuse_unread()
-    return limits
 
 
 def _plans(fields: Fields | None) -> PlansRecord | None:

@@ -7,11 +7,14 @@ SHA-256 unless an earlier check saw the same size and time of change. `verify` h
 import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import names
 from ..errors import ArtifactError, KimiVLError, describe_problems
-from ..files import resolve_inside, sha256_of, write_bytes
+from ..files import exclusive, resolve_inside, sha256_of, write_bytes
 from ..progress import Progress, silent
 from .manifest import FILE_NAME, MODEL_FOLDER, Manifest
 from .records import FileRecord, TargetRecord
@@ -44,9 +47,7 @@ class Artifact:
             ArtifactError: a file is missing or is not what the manifest says; all are listed.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            state = "not a folder" if folder.exists() else "no such folder"
-            raise ArtifactError(f"{folder}: {state}; expected an artifact folder")
+        _check_is_folder(folder)
         manifest = Manifest.read(folder)
         stamps = _read_stamps(folder)
         fresh = _check_files(folder, manifest, {} if rehash else stamps, progress)
@@ -54,6 +55,26 @@ class Artifact:
             with contextlib.suppress(KimiVLError):  # a folder that cannot be written: check again
                 write_bytes(folder / CHECKED_FILE, json.dumps(fresh, sort_keys=True).encode())
         return cls(folder=folder, manifest=manifest)
+
+    @classmethod
+    @contextlib.contextmanager
+    def to_change(
+        cls, folder: Path, *, rehash: bool = False, progress: Progress = silent
+    ) -> Iterator["Artifact"]:
+        """Open an artifact whose manifest no other run of the toolkit changes until the end.
+
+        The manifest is read behind the lock: one that was read before could be written back over
+        what another run has put there. A folder that may not be written needs no lock, and some
+        file systems that are mounted so give none.
+
+        Raises:
+            ArtifactError: as `open`.
+            KimiVLError: another run writes there now.
+        """
+        _check_is_folder(folder)  # else the lock would make it
+        is_writable = os.access(folder, os.W_OK)
+        with exclusive(folder) if is_writable else contextlib.nullcontext():
+            yield cls.open(folder, rehash=rehash, progress=progress)
 
     @property
     def model_folder(self) -> Path:
@@ -69,9 +90,12 @@ class Artifact:
         targets = self.manifest.targets
         if name not in targets:
             built = ", ".join(targets) or "none"
+            cure = f"run `tool.py build {self.folder} --target {name}`"
+            if not _is_target(name):
+                known = ", ".join(names.TARGETS)
+                cure = f"there is no such target; those that can be built are {known}"
             raise ArtifactError(
-                f"{self.folder}: not built for target {name!r} (built: {built}); "
-                f"run `tool.py build {self.folder} --target {name}`"
+                f"{self.folder}: not built for target {name!r} (built: {built}); {cure}"
             )
         return targets[name]
 
@@ -93,6 +117,18 @@ _ALTERED = (
     "does not have the SHA-256 of the manifest; it was altered or damaged, compile again into "
     "another folder"
 )
+
+
+def _is_target(name: str) -> bool:
+    """Whether targets of that name can be built: one, or several cards as `rtx:sm89+sm120`."""
+    home, colon, devices = name.partition(":")
+    return all(f"{home}{colon}{device}" in names.TARGETS for device in devices.split("+"))
+
+
+def _check_is_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        state = "not a folder" if folder.exists() else "no such folder"
+        raise ArtifactError(f"{folder}: {state}; expected an artifact folder")
 
 
 def _check_files(folder: Path, manifest: Manifest, stamps: _Stamps, progress: Progress) -> _Stamps:

@@ -97,10 +97,7 @@ class Manifest:
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ArtifactError(
-                f"{folder}: no {FILE_NAME}; this is not a finished artifact folder "
-                "(make one with `tool.py compile`)"
-            ) from error
+            raise ArtifactError(f"{folder}: no {FILE_NAME}; {_why_missing(folder)}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path}: not readable as JSON: {error}") from error
         if not isinstance(fields, dict) or not _is_known(fields.get("format")):
@@ -185,6 +182,16 @@ class Manifest:
                             f"{path}: target {target}, {name}: {weight} ends at byte {end} of "
                             f"{bound.path}, which has {size}"
                         )
+
+
+def _why_missing(folder: Path) -> str:
+    """Tell a folder whose making was begun, which a journal shows, from any other."""
+    if any(folder.glob(".*.journal")):
+        return (
+            "this artifact is unfinished: it is being made, or was stopped; the command that began "
+            "it goes on where it was"
+        )
+    return "this is not a finished artifact folder (make one with `tool.py compile`)"
 
 
 def _is_known(format_number: object) -> bool:

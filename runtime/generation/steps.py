@@ -33,9 +33,8 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
     if size > min(limits.max_input_tokens, limits.max_tokens - 1):
         raise CapacityError(
             f"prompt: {size} tokens; the engine takes prompts of at most "
-            f"{limits.max_input_tokens} and {limits.max_tokens} tokens with the answer; shorten "
-            "it, use fewer or smaller images, or build with "
-            f"--max-input-len {size} --max-kv-cache-capacity {size + 1} or more"
+            f"{limits.max_input_tokens} and {limits.max_tokens} tokens with the answer; "
+            f"{_way_out(size, prompt.max_positions)}"
         )
     problems = [
         f"image {index} has {h} x {w} = {h * w} patches"
@@ -48,6 +47,18 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
             f"{limits.max_patches}: shrink them, or build with a larger --max-image-tokens"
         )
     image_places(prompt)
+
+
+def _way_out(size: int, max_positions: int | None) -> str:
+    """Say what helps a prompt that is too long: no build does beyond what the model takes."""
+    if max_positions is not None and size >= max_positions:
+        return (
+            f"shorten it, or use fewer or smaller images: the model takes at most {max_positions}"
+        )
+    return (
+        "shorten it, use fewer or smaller images, or build with "
+        f"--max-input-len {size} --max-kv-cache-capacity {size + 1} or more"
+    )
 
 
 def image_places(prompt: Prompt) -> tuple[IntArray, ...]:

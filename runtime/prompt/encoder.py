@@ -28,6 +28,8 @@ class Prompt:
     """(S,): the media id stands once for each row of an image."""
     images: tuple[PatchedImage, ...]
     media_token_id: int
+    max_positions: int | None = None
+    """Tokens that the model was made for, the answer included; None if nobody said."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,6 +43,7 @@ class PromptEncoder:
     template: ChatTemplate
     rule: ImageRule
     media_token_id: int
+    max_positions: int
 
     @classmethod
     def load(cls, folder: Path, config: KimiVLConfig) -> "PromptEncoder":
@@ -72,6 +75,7 @@ class PromptEncoder:
             template=ChatTemplate.load(folder),
             rule=rule,
             media_token_id=config.media_token_id,
+            max_positions=config.decoder.max_positions,
         )
 
     def encode(
@@ -106,6 +110,7 @@ class PromptEncoder:
             ids=self._expand(np.asarray(ids, dtype=np.int64), images),
             images=tuple(images),
             media_token_id=self.media_token_id,
+            max_positions=self.max_positions,
         )
 
     def open_image(self, image: Image) -> PatchedImage:

@@ -45,20 +45,28 @@ NAMED_ERRORS = {
     "compile {checkpoint} {new} --target gpu": "target 'gpu': known ones are cpu",
     "compile {checkpoint} {new} --max-kv-cache-capacity 9999": "made for at most 2048",
     "compile {checkpoint} {new} --max-input-len 2000 --max-kv-cache-capacity 9": "does not fit",
+    "compile {checkpoint} {new} --max-batch-size 100000000": "and more than 1,000 GB are not",
+    "compile {checkpoint} {new} --prefill-chunk 9999": "use --prefill-chunk 2048 or less",
+    "compile {checkpoint} {new} --max-image-tokens 99999": "the checkpoint's rule gives at most",
+    "build {artifact} --max-batch-size 100000000": "lower --max-batch-size",
+    "plan {checkpoint} --max-batch-size 100000000": "lower --max-batch-size",
     "build missing": "missing: no such folder",
     "build {artifact} --target gpu": "known ones are cpu",
     "verify {foreign}": "not a finished artifact folder",
     "verify {artifact} --target gpu": "not built for target 'gpu' (built: cpu)",
+    "run {artifact} hi --target rtx:sm99": "can be built are cpu, rtx:sm75, rtx:sm80, rtx:sm86",
+    "run {artifact} hi --target rtx:sm89+sm120": "build {artifact} --target rtx:sm89+sm120`",
     "inspect missing": "missing: no manifest.json",
     "run missing hi": "missing: no such folder",
     "run {foreign} hi": "not a finished artifact folder",
-    "run {artifact} hi --target gpu": "not built for target 'gpu' (built: cpu)",
+    "run {artifact} hi --target gpu": "(built: cpu); there is no such target; those that can be",
     "run {artifact} hi --image missing.png": "missing.png: no such file",
     "run {artifact} hi --image {broken}": "broken",
     "run {artifact} hi --image {foreign}": "not a file",
     "run {artifact} hi --image https://a.org/x.png": "addresses are not fetched",
     "run {artifact} hi --threads 9999": "threads: found 9999, expected 1 to",
-    "run {artifact} {long}": "at most 2048 and 2048 tokens with the answer",
+    "run {artifact} {long}": "images: the model takes at most 2048",
+    "bench {artifact} -p 2049": "ask for less: the model takes at most 2048",
     "run {artifact} hi --top-p 3 --temperature -1": "2 problems: temperature",
     "run {artifact} hi --logprobs 21 --json": "from 0 to 20, found 21",
     "synth huge {new}": "shape 'huge' is none of tiny, full",
@@ -95,7 +103,7 @@ def test_a_named_error_is_one_line_with_status_1(
     done = tool(*fill(line, words))
     assert (done.status, done.stdout) == (1, "")
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
-    assert NAMED_ERRORS[line] in done.stderr
+    assert NAMED_ERRORS[line].replace("{artifact}", words["artifact"]) in done.stderr
     assert not Path(words["new"]).exists(), "a refused call leaves nothing behind"
 
 

@@ -1,5 +1,6 @@
 """The tool as a process: signals, pipes, full disks, terminals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,17 @@ class Finder:
             time.sleep(20)
 sys.meta_path.insert(0, Finder())
 runpy.run_path("tool.py", run_name="__main__")
+"""
+ENDED_AT_A_FILE = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from runtime import files
+from tool import main
+def end(event):
+    if event == "after vision.onnx":
+        os.kill(os.getpid(), {number})
+files.on_event = end
+main()
 """
 ENDLESS = ["--temperature", "1", "--seed", "1"]
 
@@ -66,6 +78,78 @@ def test_ctrl_c_ends_a_piped_chat_with_130(artifact: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, b"interrupted\n")
+
+
+def test_sigterm_ends_an_answer_as_ctrl_c_does_with_143(artifact: Path) -> None:
+    process = start("run", artifact, "hello", *ENDLESS)
+    assert process.stdout is not None
+    os.read(process.stdout.fileno(), 1)
+    process.send_signal(signal.SIGTERM)
+    rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (143, b"terminated\n")
+    assert rest.endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_stage_that_is_ended_says_that_the_same_command_goes_on(
+    checkpoint: Path, tmp_path: Path, number: signal.Signals, status: int, word: str
+) -> None:
+    folder = tmp_path / "new"
+    program = ENDED_AT_A_FILE.format(number=int(number))
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "export", str(checkpoint), str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (status, "")
+    assert errors == f"{word}; the same command goes on\n"
+    inspected = subprocess.run(
+        [sys.executable, "tool.py", "inspect", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert inspected.returncode == 1
+    assert "this artifact is unfinished" in inspected.stderr
+    assert "the command that began it goes on" in inspected.stderr
+
+
+@pytest.mark.parametrize("redirect", [">&-", ">&- 2>&-"])
+def test_a_closed_stdout_is_refused_before_a_file_gets_its_number(
+    artifact: Path, redirect: str
+) -> None:
+    command = f'"$0" tool.py run "$1" hello {redirect}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, str(artifact)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    expected = "" if "2>" in redirect else "error: stdout is closed, so that no result can be"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(expected)
+    assert done.stderr.count("\n") == (1 if expected else 0)
+
+
+def test_a_closed_stderr_does_not_keep_an_answer_back(artifact: Path) -> None:
+    command = '"$0" tool.py run "$1" hello --json --max-new-tokens 2 2>&-'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, str(artifact)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["usage"]["new_tokens"] == 2
 
 
 def test_ctrl_c_while_modules_load_leaves_no_traceback() -> None:

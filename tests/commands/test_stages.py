@@ -57,10 +57,36 @@ def test_compiling_again_changes_nothing(tool: Tool, checkpoint: Path, artifact:
     assert done.stderr.startswith(f"next: python tool.py run {artifact} --image PICTURE ")
 
 
+def test_limits_that_are_left_out_stay_as_the_target_has_them(
+    tool: Tool, checkpoint: Path, artifact_copy: Path
+) -> None:
+    before = read_manifest(artifact_copy)["targets"]["cpu"]["limits"]
+    assert (before["max_tokens"], before["max_slots"], before["prefill_chunk"]) == (2048, 2, 64)
+    for words in (("build",), ("compile", checkpoint)):
+        slots = 4 if words == ("build",) else 5
+        done = tool(*words, artifact_copy, "--max-batch-size", str(slots), "--json")
+        assert done.status == 0, done.stderr
+        expected = {**before, "max_slots": slots}
+        assert read_manifest(artifact_copy)["targets"]["cpu"]["limits"] == expected
+        if words == ("build",):
+            assert json.loads(done.stdout).items() >= expected.items()
+
+
 def test_export_reuses_what_is_there(tool: Tool, checkpoint: Path, artifact: Path) -> None:
     done = tool("export", checkpoint, artifact, "--json")
     assert done.status == 0, done.stderr
     assert json.loads(done.stdout)["recipe"] == "fp32"
+
+
+def test_what_runs_on_a_card_is_said_to_run_where_there_is_one(
+    tool: Tool, checkpoint: Path, artifact_copy: Path
+) -> None:
+    done = tool("compile", checkpoint, artifact_copy, "--target", "cuda")
+    assert done.status == 0, done.stderr
+    assert done.stderr.startswith(
+        "next, on a machine with such a card, to which you may copy the artifact: "
+        f"python tool.py run {artifact_copy} --target cuda --image PICTURE "
+    )
 
 
 def test_build_fixes_the_limits_that_the_flags_name(tool: Tool, artifact_copy: Path) -> None:

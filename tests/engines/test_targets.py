@@ -4,6 +4,7 @@ import pytest
 
 from engines.targets import TARGETS, find_target, refusals, single_targets
 from export.recipe.reading import load_recipe, parse_recipe
+from runtime import names
 from runtime.errors import UnsupportedError
 
 RTX = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
@@ -20,6 +21,7 @@ def rtx(*numbers: int) -> set[str]:
 
 
 def test_several_cards_are_as_many_targets() -> None:
+    assert tuple(TARGETS) == names.TARGETS
     assert list(TARGETS) == ["cpu", *(f"rtx:{number}" for number in RTX), "trt", "cuda"]
     assert [one.name for one in single_targets("rtx:sm120+sm89")] == ["rtx:sm120", "rtx:sm89"]
     assert single_targets("cpu") == (TARGETS["cpu"],)

@@ -1,6 +1,7 @@
 """A run may be killed at any moment: the next one goes on, and nobody can tell afterwards."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,10 +108,36 @@ def test_a_build_killed_while_it_replaces_another_leaves_an_artifact_that_opens(
     assert leftovers(copied) == []
 
 
+def test_limits_that_are_left_out_outlive_a_build_killed_while_it_replaces_another(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fewer_passes(*, may_round_activations: bool = False) -> list[Pass]:
+        return cpu_passes.passes(may_round_activations=may_round_activations)[:-1]
+
+    class KilledError(Exception):
+        pass
+
+    def kill(event: str) -> None:
+        if event == "after layer_01.cpu.onnx":
+            raise KilledError
+
+    before = Artifact.open(copied).target("cpu").limits
+    wanted = replace(before, max_slots=before.max_slots + 1)
+    options = BuildOptions(max_slots=wanted.max_slots)
+    monkeypatch.setattr(engines.cpu.build, "passes", fewer_passes)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "on_event", kill)
+        with pytest.raises(KilledError):
+            build_target(copied, "cpu", options)
+    assert "cpu" not in Artifact.open(copied).manifest.targets
+    assert build_target(copied, "cpu", options).targets["cpu"].limits == wanted
+    assert not list(copied.glob(".*.limits"))
+
+
 def test_a_build_with_other_limits_gives_what_a_first_build_gives(
     tool: WarmTool, steps: dict[str, Path], tmp_path: Path
 ) -> None:
-    limits = ("--max-kv-cache-capacity", "128")
+    limits = ("--max-kv-cache-capacity", "128", *FLAGS[2:])
     first = shutil.copytree(steps["export"], tmp_path / "first")
     assert tool("build", first, *limits).status == 0
     assert tool("verify", first).status == 0

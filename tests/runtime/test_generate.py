@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,18 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers() -> None:
     with pytest.raises(CapacityError, match=message):
         generate(engine, TOKENIZER, make_request())  # at once, not with the first piece
     assert engine.steps == []
+
+
+@pytest.mark.parametrize(("max_positions", "is_possible"), [(10, False), (11, True)])
+def test_only_what_the_model_takes_is_said_to_be_built(
+    max_positions: int, *, is_possible: bool
+) -> None:
+    prompt = replace(PROMPT, max_positions=max_positions)
+    engine = make_engine([], 1, max_tokens=len(PROMPT))
+    with pytest.raises(CapacityError) as caught:
+        generate(engine, TOKENIZER, Request(prompt, stop_ids=frozenset()))
+    assert ("or build with" in str(caught.value)) == is_possible
+    assert ("the model takes at most 10" in str(caught.value)) != is_possible
 
 
 def test_a_prompt_that_leaves_room_for_one_token_gets_one() -> None:

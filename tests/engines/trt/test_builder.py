@@ -257,23 +257,24 @@ def test_an_exception_in_the_progress_cancels_the_build(
     assert list(tmp_path.glob("*.plan*")) == []
 
 
-def test_ctrl_c_in_any_callback_is_not_lost(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_any_callback_is_not_lost(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     parsed, finish = parse_network(home, linear(tmp_path)), PhaseTree.finish
-    of_the_shell = signal.signal(signal.SIGINT, signal.default_int_handler)  # or ignored behind `&`
+    of_the_shell = signal.signal(number, signal.default_int_handler)  # or ignored behind `&`
 
     def press(phases: PhaseTree, name: str) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         finish(phases, name)
 
     monkeypatch.setattr(PhaseTree, "finish", press)
     try:
         with pytest.raises(KeyboardInterrupt):
             build_plan(parsed, parse_target("rtx:sm89"), ROWS, tmp_path / "x.plan")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(number) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGINT, of_the_shell)
+        signal.signal(number, of_the_shell)
     assert list(tmp_path.glob("*.plan*")) == []
 
 

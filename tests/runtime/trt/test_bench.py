@@ -10,7 +10,7 @@ from runtime.prompt.patches import ImageRule
 
 def test_rows_and_images_are_timed_on_plans(engine: TensorRTEngine) -> None:
     wanted = Wanted(prompts=(20,), decodes=(2,), depths=(0, 40), batches=(1, 2))
-    rows = choose_rows(wanted, engine.limits).rows
+    rows = choose_rows(wanted, engine.limits, engine.limits.max_tokens).rows
     found = time_all(
         engine,
         rows,

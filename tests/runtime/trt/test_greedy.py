@@ -60,6 +60,7 @@ def test_one_recording_serves_both_kinds_of_steps(
 
 def bytes_of_looks(prompt: Prompt) -> int:
     """What is read of a prompt's chunks but the last, to see whether they went wrong."""
+    assert PLANS_SIZES.prefill_chunk is not None
     return BYTES_OF_A_CHOICE * ((prompt.ids.size - 1) // PLANS_SIZES.prefill_chunk)
 
 
