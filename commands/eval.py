@@ -11,13 +11,20 @@ if TYPE_CHECKING:
     from calibration.evaluate import Evaluation
 
 SetOption = Annotated[
-    str, typer.Option("--set", help="`nano`, or a JSONL file of messages with answers.")
+    str,
+    typer.Option(
+        "--set",
+        metavar="NAME|FILE",
+        help="`nano`, `nano-calibration`, or a JSONL file of messages with answers.",
+    ),
 ]
 ResultsOption = Annotated[
-    Path | None, typer.Option("--results", help="Write every question's result here, as JSONL.")
+    Path | None,
+    typer.Option("--results", metavar="FILE", help="Write every question's result here, as JSONL."),
 ]
 SheetOption = Annotated[
-    Path | None, typer.Option("--contact-sheet", help="Write a PNG of the failures here.")
+    Path | None,
+    typer.Option("--contact-sheet", metavar="FILE", help="Write a PNG of the failures here."),
 ]
 
 

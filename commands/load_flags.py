@@ -92,7 +92,7 @@ PictureOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.svg", help="Draw the distributions.", show_default="no picture"),
 ]
-LoadSeedOption = Annotated[int, typer.Option(help="Decides the order and the times.")]
+LoadSeedOption = Annotated[int, typer.Option(metavar="N", help="Decides the order and the times.")]
 
 
 @dataclass(frozen=True, kw_only=True)

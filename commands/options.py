@@ -145,7 +145,9 @@ MaxSamplesOption = Annotated[
 MaxHeldOutOption = Annotated[
     int, typer.Option(min=1, metavar="N", help="Most conversations of --held-out.")
 ]
-DataSeedOption = Annotated[int, typer.Option(help="Decides which conversations are drawn.")]
+DataSeedOption = Annotated[
+    int, typer.Option(metavar="N", help="Decides which conversations are drawn.")
+]
 MinTokensPerExpertOption = Annotated[
     int,
     typer.Option(
