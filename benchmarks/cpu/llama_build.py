@@ -73,10 +73,13 @@ def unpack(archive: Path, source: Path) -> Path:
     if temporary.exists():
         shutil.rmtree(temporary)  # an unpacking that was stopped
     with tarfile.open(archive) as members:
-        for member in members:
-            if member.name.startswith(VENDORED):
-                member.name = member.name.removeprefix(VENDORED)
-                members.extract(member, temporary, filter="data")
+        for member in members:  # filters of `extract` are missing before Python 3.11.4
+            content = members.extractfile(member) if member.name.startswith(VENDORED) else None
+            if content is not None:
+                place = temporary / member.name.removeprefix(VENDORED)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content.read())
+                place.chmod(member.mode & 0o755)
     return temporary.rename(source)
 
 
