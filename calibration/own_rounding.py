@@ -18,16 +18,21 @@ from torch import Tensor, nn
 from export.graph.edits import given
 from export.quantised.codes import LARGEST
 from export.quantised.places import places
-from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, blocks_name, parameters_in_blocks
+from runtime.names import (
+    BLOCK_EXPERTS,
+    BLOCK_LINEAR,
+    CPU_DOMAIN,
+    MICROSOFT,
+    blocks_name,
+    parameters_in_blocks,
+)
 
-_MICROSOFT = "com.microsoft"
 _READ_CODES = (
     (CPU_DOMAIN, BLOCK_LINEAR),
     (CPU_DOMAIN, BLOCK_EXPERTS),
-    (_MICROSOFT, "MatMulNBits"),
-    (_MICROSOFT, "QMoE"),
+    (MICROSOFT, "MatMulNBits"),
+    (MICROSOFT, "QMoE"),
 )
-
 _EXPERTS = (BLOCK_EXPERTS, "QMoE")
 
 

@@ -12,14 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from export.graph.edits import given
-
-_MICROSOFT = "com.microsoft"
-_SKIP_NORM = "SkipSimplifiedLayerNormalization"
+from runtime.names import MICROSOFT, SKIP_NORM
 
 
 def skip_norms(graph: ir.Graph) -> list[ir.Node]:
     """List the operators, each of which gives the norm of a sum, and the sum."""
-    return [one for one in graph if (one.domain, one.op_type) == (_MICROSOFT, _SKIP_NORM)]
+    return [one for one in graph if (one.domain, one.op_type) == (MICROSOFT, SKIP_NORM)]
 
 
 def meaning(

@@ -257,7 +257,7 @@ class _Calibration:
         """What the manifest says of a calibration that passed."""
         price = dict(stats["head"]["recipes"][recipe.name]["price"])
         for name in ("samples", "replies"):
-            price.pop(name)
+            price.pop(name, None)  # `replies` is not in what earlier versions measured
         data = ("data", "held_out", "samples", "held_out_samples", "turns", "seed", "max_tokens")
         return {
             "key": key_of(self.inputs),

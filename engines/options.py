@@ -64,12 +64,12 @@ class BuildOptions:
             prompt = max_tokens
         if chunk >= kept.max_tokens:  # the cache has cut it down
             chunk = max(chunk, DEFAULT_PREFILL_CHUNK)
-        image_tokens = self.max_image_tokens
+        image_tokens, patches = self.max_image_tokens, min(kept.max_patches, largest)
         limits = Limits(
             max_tokens=max_tokens,
             max_input_tokens=_given_or(self.max_input_tokens, min(prompt, max_tokens)),
             max_slots=_given_or(self.max_slots, kept.max_slots),
-            max_patches=kept.max_patches if image_tokens is None else 4 * image_tokens,
+            max_patches=patches if image_tokens is None else 4 * image_tokens,
             prefill_chunk=_given_or(self.prefill_chunk, min(chunk, max_tokens)),
         )
         problems = list(_problems(limits, positions, largest))

@@ -90,6 +90,11 @@ def exclusive(folder: Path) -> Iterator[None]:
             raise KimiVLError(
                 f"{folder}: another run is writing here; wait for it or choose another folder"
             ) from error
+        except OSError as error:
+            raise KimiVLError(
+                f"{folder}: this file system gives no locks ({error.strerror}), so that two runs "
+                "could write at once; choose a folder on another one"
+            ) from error
         yield
     finally:
         os.close(descriptor)

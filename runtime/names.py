@@ -18,6 +18,11 @@ EXPERTS_UP = "ExpertsUp"
 EXPERTS_DOWN = "ExpertsDown"
 LATENT_ATTENTION = "LatentAttention"
 
+MICROSOFT = "com.microsoft"
+"""ONNX domain of ONNX Runtime's own operators."""
+SKIP_NORM = "SkipSimplifiedLayerNormalization"
+"""One of these: a sum, and its RMS norm."""
+
 CPU_DOMAIN = "kimivl.cpu"
 """ONNX domain of ops that lowered graphs of target `cpu` have; each has a function body in stock
 ops of ONNX Runtime, and a kernel in our library of ops, which is taken where it is registered."""

@@ -145,10 +145,11 @@ def _excesses(recipe: Recipe, stats: Mapping[str, Any], limits: GateLimits) -> I
         return
     lost = price["exact_match_reference"] - price["exact_match"]
     if not is_within(lost, budget.exact_match):
-        count = price["replies"]
+        count = price.get("replies")  # not in what earlier versions measured
+        which = f" ({round(lost * count)} of {count} samples)" if count else ""
         problem = (
-            f"exact match falls by {100 * lost:.3g} points ({round(lost * count)} of {count} "
-            f"samples), allowed {100 * budget.exact_match:g}"
+            f"exact match falls by {100 * lost:.3g} points{which}, "
+            f"allowed {100 * budget.exact_match:g}"
         )
         yield _Excess(problem, f"em={_rounded_up(100 * lost)}")
 

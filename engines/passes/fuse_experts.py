@@ -13,11 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from export.graph.widen import widen_initializer
-from runtime.names import BLOCK_EXPERTS, EXPERTS_DOWN, ROUTER
+from runtime.names import BLOCK_EXPERTS, EXPERTS_DOWN, MICROSOFT, ROUTER
 
 from ..lowering import Lowered
 from .graph_edits import (
-    MICROSOFT,
     data_of,
     drop_if_unused,
     ints,

@@ -8,9 +8,6 @@ from export.graph.edits import given
 from export.graph.weights_file import Values
 from runtime.names import DOMAIN
 
-MICROSOFT = "com.microsoft"
-"""Domain of ONNX Runtime's own operators."""
-
 
 def neutral_nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
     """List the nodes of one of our own ops."""

@@ -19,6 +19,7 @@ from .graph_edits import cast, ints, number, static_size
 
 NEVER = -6e4
 """Where no expert was chosen; finite in fp16, and its exponential is zero."""
+_NEVER_IN_FP32 = -1e30
 TINY = 1e-30
 """What stands for a score of zero, and for the mean of such ones."""
 
@@ -52,7 +53,8 @@ class WeighedBySum:
         logs = tape.op("Log", [tape.op("Max", [relative, number(tape, TINY)])])
         rows = tape.op("Shape", [self.chosen], {"start": 0, "end": 1})
         shape = tape.op("Concat", [rows, ints(tape, self.num_experts)], {"axis": 0})
-        base = tape.op("Expand", [number(tape, NEVER), shape])
+        never = NEVER if is_narrow else _NEVER_IN_FP32
+        base = tape.op("Expand", [number(tape, never), shape])
         logits = tape.op("ScatterElements", [base, self.chosen, logs], {"axis": 1})
         return cast(tape, logits, given(self.dtype)) if is_narrow else logits
 

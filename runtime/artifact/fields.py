@@ -97,8 +97,10 @@ class Fields:
 
     def refuse_unread(self) -> None:
         """Refuse what nobody has asked for."""
-        for name in self.value.keys() - self._read:
-            raise MalformedError(f"`{self._path(name)}` is not known")
+        unknown = sorted(self._path(name) for name in self.value.keys() - self._read)
+        if unknown:
+            named = ", ".join(f"`{name}`" for name in unknown)
+            raise MalformedError(f"{named} {'is' if len(unknown) == 1 else 'are'} not known")
 
     def _path(self, name: str) -> str:
         return f"{self.where}.{name}" if self.where else name

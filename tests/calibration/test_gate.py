@@ -147,6 +147,13 @@ def test_what_is_over_the_budget_is_told_as_the_budget_is_written() -> None:
     assert (check_price(recipe, stats, wider), price_advice(recipe, stats, wider)) == ([], "")
 
 
+def test_a_loss_that_was_measured_without_its_count_is_told_without_it() -> None:
+    recipe, stats = Recipe(name="mine"), _stats(1)
+    del stats["head"]["recipes"]["mine"]["price"]["replies"]
+    limits = GateLimits(budget=Budget(kl=0.01, top1=0.95, exact_match=0.03))
+    assert check_price(recipe, stats, limits) == ["exact match falls by 4 points, allowed 3"]
+
+
 def test_no_budget_is_advised_for_a_loss_without_end() -> None:
     recipe, limits = Recipe(name="mine"), GateLimits()
     assert len(check_price(recipe, _stats(kl_mean=float("nan")), limits)) == 1

@@ -42,6 +42,11 @@ def test_what_is_left_out_stays_and_what_is_given_changes() -> None:
     assert limits(BuildOptions(max_tokens=400), FORMER) == replace(FORMER, max_tokens=400)
 
 
+def test_images_that_are_kept_are_cut_to_the_rule() -> None:
+    large = replace(FORMER, max_patches=LARGEST + 4)
+    assert limits(BuildOptions(), large).max_patches == LARGEST
+
+
 def test_what_is_kept_is_cut_to_a_smaller_cache() -> None:
     smaller = limits(BuildOptions(max_tokens=6), FORMER)
     assert (smaller.max_tokens, smaller.max_input_tokens, smaller.prefill_chunk) == (6, 6, 6)

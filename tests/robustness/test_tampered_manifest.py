@@ -151,6 +151,14 @@ def test_an_unknown_field_is_refused_with_its_place(place: tuple[str, ...], copi
         Artifact.open(copied)
 
 
+def test_all_unknown_fields_of_a_place_are_named(copied: Path) -> None:
+    fields = read_fields(copied)
+    fields |= {"zebra": 1, "ape": 2}
+    write_fields(copied, fields)
+    with pytest.raises(ArtifactError, match="malformed manifest: `ape`, `zebra` are not known"):
+        Artifact.open(copied)
+
+
 def test_a_cache_that_no_machine_can_hold_is_refused(copied: Path) -> None:
     fields = read_fields(copied)
     limits = fields["targets"]["cpu"]["limits"]

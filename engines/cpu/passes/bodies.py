@@ -9,9 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from export.graph.functions import OPSET
-from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN
-
-from ...passes.graph_edits import MICROSOFT
+from runtime.names import BLOCK_EXPERTS, BLOCK_LINEAR, CPU_DOMAIN, MICROSOFT
 
 ROUNDS_TO_INT8 = 4
 """`accuracy_level` of ONNX Runtime: what meets codes may be rounded to int8, block by block."""

@@ -8,9 +8,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from export.graph.edits import given
+from runtime.names import MICROSOFT
 
 from ...lowering import Lowered
-from ...passes.graph_edits import MICROSOFT, producer_of, static_size
+from ...passes.graph_edits import producer_of, static_size
 
 
 class TileVisionAttention:

@@ -20,12 +20,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from export.graph.edits import given
-from runtime.names import EXPERTS_DOWN
+from runtime.names import EXPERTS_DOWN, MICROSOFT
 
 from ...lowering import Lowered
 from ...passes.blocks import BlockCodes, BlockScales
 from ...passes.expert_codes import ExpertCodes, SwiGLU, common_block
-from ...passes.graph_edits import MICROSOFT, neutral_nodes, put_in_place, register, static_size
+from ...passes.graph_edits import neutral_nodes, put_in_place, register, static_size
 from ...passes.mixture import Mixture
 from ...passes.plain_router import Normalised, give_plain_scores, normalised_router
 from ...passes.routed_experts import drop_unused_bodies, unpaired

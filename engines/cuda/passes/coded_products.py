@@ -8,9 +8,10 @@ from dataclasses import replace
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from runtime.names import MICROSOFT
+
 from ...lowering import Lowered
 from ...passes.coded_linears import CodedLinear, coded_linears
-from ...passes.graph_edits import MICROSOFT
 from ...passes.replaced_rounding import before_rounding
 
 

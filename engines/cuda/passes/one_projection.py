@@ -16,11 +16,17 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from export.graph.weights_file import Values
-from runtime.names import block_scales_name, blocks_name, joint_name, parameters_in_blocks
+from runtime.names import (
+    MICROSOFT,
+    block_scales_name,
+    blocks_name,
+    joint_name,
+    parameters_in_blocks,
+)
 
 from ...lowering import Lowered
 from ...passes.blocks import BlockCodes, BlockScales
-from ...passes.graph_edits import MICROSOFT, ints, register
+from ...passes.graph_edits import ints, register
 from .projections import Projections, projections
 
 

@@ -49,7 +49,8 @@ def _products(model: ir.Model) -> Iterator[ir.Node]:
     for node in model.graph:
         if node.domain == "" and node.op_type == "MatMul":
             left, right = (_rank(given(value)) for value in node.inputs)
-            if right == 3 and left in (4, None):
+            is_known = left == 4 or (left is None and _transpositions(node) is not None)
+            if right == 3 and is_known:  # a product in an inlined body has no rank
                 yield node
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import onnx_ir as ir
 
 from export.graph.edits import given
+from runtime.names import MICROSOFT
 
-from ...passes.graph_edits import MICROSOFT, producer_of
+from ...passes.graph_edits import producer_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ libraries: `softmax_warp_forward` and `softmax_block_forward`, whose accumulatio
 import onnx_ir as ir
 
 from export.graph.edits import given
-from runtime.names import LATENT_ATTENTION
+from runtime.names import LATENT_ATTENTION, MICROSOFT
 
 from ...lowering import Lowered
-from ...passes.graph_edits import MICROSOFT, ints, neutral_nodes, put_in_place
+from ...passes.graph_edits import ints, neutral_nodes, put_in_place
 
 
 class ScaledAttention:

@@ -14,11 +14,10 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from export.graph.edits import given
+from runtime.names import MICROSOFT, SKIP_NORM
 
 from ...lowering import Lowered
-from ...passes.graph_edits import MICROSOFT
 
-SKIP_NORM = "SkipSimplifiedLayerNormalization"
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FP32 = ir.DataType.FLOAT.value
 _DEFAULT_EPSILON = 1e-5
@@ -85,6 +84,7 @@ def _is_norm(node: ir.Node) -> bool:
         and weight.shape is not None
         and len(weight.shape) == 1
         and rows.dtype == weight.dtype
+        and weight.is_initializer()
     )
 
 

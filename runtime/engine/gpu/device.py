@@ -1,4 +1,4 @@
-"""The device that plans run on: memory, one stream, recorded graphs. CUDA, through its driver.
+"""The device that an engine runs on: memory, one stream, recordings. CUDA, through its driver.
 
 Source: CUDA Driver API 12 and 13 (`cuda.h`): memory management, stream capture, graphs.
 """

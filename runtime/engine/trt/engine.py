@@ -1,12 +1,13 @@
 """The engine protocol on plans of TensorRT: only ids cross the border, and logits if asked for."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from ... import names
 from ...artifact.folder import Artifact
 from ...artifact.records import PlansRecord, TargetRecord
-from ...cuda import Cuda
+from ...cuda import Cuda, CudaError
 from ...errors import ArtifactError
 from ..gpu.device import CudaDevice, Device
 from ..gpu.engine import GpuEngine
@@ -81,7 +82,7 @@ class TensorRTEngine(GpuEngine):
         return features
 
     def _unload(self) -> None:
-        with self._device.active():
+        with contextlib.suppress(CudaError), self._device.active():  # of a lost device
             self._decoder.forget_recordings()
         del self._vision, self._projector
 

@@ -68,6 +68,7 @@ class Stage:
         address, size = self._buffers.get(name, (0, 0))
         if size < size_bytes:
             if address:
+                del self._buffers[name]  # there may be no memory for the larger one
                 self._memory.free(address)
             address = self._memory.allocate(size_bytes)
             self._buffers[name] = (address, size_bytes)

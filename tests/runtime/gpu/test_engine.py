@@ -1,6 +1,7 @@
 """Engines on a GPU against the one on the CPU: same ids, same images, same logits."""
 
 import gc
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from calibration.evaluate import evaluate
 from examples.nano.score import HERE
 from runtime import Session
 from runtime.config import KimiVLConfig
+from runtime.cuda import CudaError
 from runtime.engine.protocol import NonFiniteRowsError
 from runtime.errors import CapacityError, NumericError
 from runtime.prompt.encoder import PromptEncoder
@@ -113,6 +115,20 @@ def test_a_closed_engine_has_given_all_memory_and_recordings_back(pair: Pair) ->
     engine.close()
     assert not device.blocks
     assert not any(device.recordings)
+
+
+def test_an_engine_on_a_lost_device_can_be_closed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = HostDevice()
+    engine = pair.open(device)
+
+    def lost() -> NoReturn:
+        raise CudaError("cuCtxSetCurrent", 719, "unspecified launch failure")
+
+    monkeypatch.setattr(device, "active", lost)
+    engine.close()
+    engine.close()
 
 
 def test_so_has_one_that_nobody_holds_any_more_or_that_could_not_be_opened(pair: Pair) -> None:

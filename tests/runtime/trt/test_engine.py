@@ -64,6 +64,21 @@ def test_a_closed_engine_has_given_all_memory_and_recordings_back(built: Path) -
     assert not any(device.recordings)
 
 
+def test_an_image_too_large_for_memory_leaves_no_buffer_that_is_not_there(built: Path) -> None:
+    device = HostDevice()
+    engine = make_engine(built, device)
+    stage = engine._vision
+    small = stage._buffer("patches", 1000)
+    device.memory_bytes = 500
+    with pytest.raises(CapacityError):
+        stage._buffer("patches", 2000)
+    assert small not in device.blocks
+    device.memory_bytes = 5000
+    again = stage._buffer("patches", 800)
+    assert again in device.blocks
+    assert stage._buffer("patches", 800) == again
+
+
 def test_too_little_memory_is_told_before_anything_runs(built: Path) -> None:
     with pytest.raises(CapacityError, match="bytes more are needed"):
         make_engine(built, HostDevice(memory_bytes=1 << 20))
