@@ -79,7 +79,7 @@ class ExpertCodes:
         return 0 if self.shared is None else self.shared.width // self.routed.width
 
     def weights(self) -> tuple[BlockCodes | BlockScales, ...]:
-        """Lay out `up_codes`, `up_scales`, `down_codes`, `down_scales` of `BlockExperts`."""
+        """Lay out codes and scales of up, then of down, for `BlockExperts` and `QMoE`."""
         gate, up, down = (_parts(one, self.block) for one in self.routed.matrices)
         if self.shared is not None:
             gates, ups, downs = (_parts(one, self.block)[0] for one in self.shared.matrices)

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_folder_of_images_is_a_set(calibrate: Calibrate, tmp_path: Path) -> No
     assert (done.status, "no images" in done.stderr) == (1, True)
 
 
-def _stats(lost_of_25: int = 0, **price: float) -> dict[str, object]:
+def _stats(lost_of_25: int = 0, **price: float) -> dict[str, Any]:
     found = {"kl_mean": 0.0, "top1": 1.0, "replies": 25, "exact_match_reference": 1.0}
     found |= {"exact_match": (25 - lost_of_25) / 25, **price}
     return {"head": {"recipes": {"mine": {"price": found}}}}
