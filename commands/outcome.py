@@ -66,6 +66,7 @@ def _status_of_error(error: Exception) -> int:
         output.error(f"out of memory ({error or 'no details'}); see `tool.py doctor`")
     elif isinstance(error, OSError):
         output.error(_describe_os_error(error))
+        output.drop_unwritten()
     else:
         raise error
     return 1

@@ -38,6 +38,14 @@ def is_result_closed() -> bool:
     return sys.stdout is None
 
 
+def drop_unwritten() -> None:
+    """Let go of what stdout does not take: at its end Python would try once more, and say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def is_result_terminal() -> bool:
     """Whether a person reads stdout."""
     return sys.stdout.isatty()
