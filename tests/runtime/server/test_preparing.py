@@ -136,6 +136,7 @@ def test_a_client_that_leaves_while_its_pictures_are_opened_takes_the_others_alo
         wait_until(lambda: served.service.num_inside == 0)
         pictures.free.set()
         assert served.post({"messages": SUM, "max_tokens": 1}).status_code == 200
+        wait_until(lambda: len(logged(caplog)) == 2)  # a line is written behind its answer
         served.wait_until_idle()
     assert len(pictures.opened) == 1
     assert logged(caplog) == [(499, "disconnected"), (200, None)]
