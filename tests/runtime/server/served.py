@@ -62,8 +62,9 @@ class Served:
         }
 
     def wait_until_idle(self) -> Stats:
-        """Wait until nothing is inside; then every slot has to be free."""
+        """Wait until nothing is inside, and noted; then every slot has to be free."""
         wait_until(lambda: self.service.num_inside == 0 and self.stats.num_running == 0)
+        wait_until(lambda: not self.server.server_state.tasks)  # they note behind the answer
         stats = self.stats
         assert stats.num_free_slots == stats.num_slots
         assert "SlotsLost" not in stats.errors

@@ -174,7 +174,7 @@ def test_a_client_that_leaves_while_it_waits_for_a_slot_is_noted_as_gone(
         with connect(served) as client:
             client.sendall(head_of(len(body)) + body)
             wait_until(lambda: served.stats.num_queued == 1)
-        wait_until(lambda: served.service.num_inside == 4)
+        wait_until(lambda: served.service.num_inside == 4 and bool(caplog.messages))
         line = json.loads(caplog.messages[-1])
     assert (line["status"], line["error"], line["reason"]) == (499, "disconnected", "cancelled")
 
