@@ -29,7 +29,9 @@ def calibrate(
     source = wanted.open(checkpoint)
     from calibration.stage import calibrate_checkpoint
 
-    chosen = samples.make_options(wanted.make_options())
+    exported = wanted.make_options()
+    samples.note_unused(exported.recipe)
+    chosen = samples.make_options(exported)
     with progress.showing() as report:
         manifest = calibrate_checkpoint(source, artifact, chosen, report)
     show_price(artifact, manifest, as_json=json)

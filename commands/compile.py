@@ -41,6 +41,7 @@ def compile_checkpoint(
     source = wanted.open(checkpoint)
     sizes = limits.make_options(plans)
     chosen = wanted.make_options()
+    samples.note_unused(chosen.recipe)
     _check_build(source, artifact, target, sizes, chosen)
     calibration = samples.make_options(chosen) if chosen.recipe.is_quantised else None
     manifest = _run_stages(source, artifact, chosen, calibration, target, sizes)

@@ -8,7 +8,7 @@ The command line sees the fields of `LimitFlags` as flags of their own.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from calibration.stage import CalibrateOptions
     from engines.options import BuildOptions, PlanOptions
     from export.checkpoint.reader import Checkpoint
+    from export.recipe.recipe import Recipe
     from export.stage import ExportOptions
 
     from .answering import Wishes
@@ -64,20 +65,12 @@ class CalibrationFlags:
     max_fallback_experts: options.MaxFallbackExpertsOption = 0.05
     budget: options.BudgetOption = None
 
-    def note_unused(self, recipe_name: str) -> None:
-        """Say that what is given of these has no effect on a recipe that is not quantised.
-
-        Raises:
-            InputError: there is no such recipe, or its file is malformed.
-        """
+    def note_unused(self, recipe: "Recipe") -> None:
+        """Say that what is given of these has no effect on a recipe that is not quantised."""
         given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
-        if not given:
-            return
-        from export.recipe.reading import load_recipe
-
-        if not load_recipe(recipe_name).is_quantised:
+        if given and not recipe.is_quantised:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            output.note(f"note: {flags} without effect: recipe {recipe_name} is not quantised")
+            output.note(f"note: {flags} without effect: recipe {recipe.name} is not quantised")
 
     def make_options(self, wanted: "ExportOptions") -> "CalibrateOptions":
         """Turn the flags into what the calibration takes.
@@ -213,20 +206,11 @@ def with_flag_groups(command: Callable[..., None]) -> Callable[..., None]:
     def call(**values: Any) -> None:  # noqa: ANN401  what typer parsed
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        _note_unused(values.values())
         command(**values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # PEP 362
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
-
-
-def _note_unused(groups: Iterable[object]) -> None:
-    """Name flags of a calibration that the recipe beside them has no use for."""
-    recipes = [one.recipe for one in groups if isinstance(one, ExportFlags)]
-    for samples in (one for one in groups if isinstance(one, CalibrationFlags)):
-        for recipe in recipes:
-            samples.note_unused(recipe)
 
 
 def _parameters_of(group: Any) -> list[inspect.Parameter]:  # noqa: ANN401  a dataclass
