@@ -82,21 +82,25 @@ def test_the_same_command_twice_touches_nothing(
     assert tree(copied) == tree(artifact)
 
 
+class KilledError(Exception):
+    """Stands for a kill within a build."""
+
+
+def kill_in_the_middle(event: str) -> None:
+    if event == "after layer_01.cpu.onnx":
+        raise KilledError
+
+
+def fewer_passes(*, may_round_activations: bool = False) -> list[Pass]:
+    """Of another version, which builds a target anew."""
+    return cpu_passes.passes(may_round_activations=may_round_activations)[:-1]
+
+
 def test_a_build_killed_while_it_replaces_another_leaves_an_artifact_that_opens(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fewer_passes(*, may_round_activations: bool = False) -> list[Pass]:
-        return cpu_passes.passes(may_round_activations=may_round_activations)[:-1]
-
-    class KilledError(Exception):
-        pass
-
-    def kill(event: str) -> None:
-        if event == "after layer_01.cpu.onnx":
-            raise KilledError
-
     monkeypatch.setattr(engines.cpu.build, "passes", fewer_passes)
-    monkeypatch.setattr(files, "on_event", kill)
+    monkeypatch.setattr(files, "on_event", kill_in_the_middle)
     options = BuildOptions(max_tokens=512, max_slots=2, prefill_chunk=64)
     with pytest.raises(KilledError):
         build_target(copied, "cpu", options)
@@ -111,22 +115,12 @@ def test_a_build_killed_while_it_replaces_another_leaves_an_artifact_that_opens(
 def test_limits_that_are_left_out_outlive_a_build_killed_while_it_replaces_another(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fewer_passes(*, may_round_activations: bool = False) -> list[Pass]:
-        return cpu_passes.passes(may_round_activations=may_round_activations)[:-1]
-
-    class KilledError(Exception):
-        pass
-
-    def kill(event: str) -> None:
-        if event == "after layer_01.cpu.onnx":
-            raise KilledError
-
     before = Artifact.open(copied).target("cpu").limits
     wanted = replace(before, max_slots=before.max_slots + 1)
     options = BuildOptions(max_slots=wanted.max_slots)
     monkeypatch.setattr(engines.cpu.build, "passes", fewer_passes)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "on_event", kill)
+        patched.setattr(files, "on_event", kill_in_the_middle)
         with pytest.raises(KilledError):
             build_target(copied, "cpu", options)
     assert "cpu" not in Artifact.open(copied).manifest.targets
