@@ -9,20 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from runtime import names
+from runtime.engine.cuda.provider import CUDA, GRAPH_ID
+from runtime.engine.cuda.tensor_types import TYPES
+from runtime.engine.onnx_session import session_options
 
-_TYPES = {
-    "tensor(float)": (1, 4),
-    "tensor(float16)": (10, 2),
-    "tensor(bfloat16)": (16, 2),
-    "tensor(int32)": (6, 4),
-    "tensor(int64)": (7, 8),
-}
-"""How ONNX numbers them, and their bytes."""
 _ALIGNMENT = 256
 
 
@@ -38,17 +34,13 @@ def main(words: Sequence[str]) -> None:
 
 
 def _open(graph: str, *, talks: bool) -> ort.InferenceSession:
-    options = ort.SessionOptions()
+    options = session_options(Path(graph))
     if talks:
         options.log_severity_level = 0
         options.log_verbosity_level = 1
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", "0")
-    wanted = {"use_tf32": "0", "enable_cuda_graph": "1"}
-    providers = [("CUDAExecutionProvider", wanted), "CPUExecutionProvider"]
+    providers = [(CUDA.name, CUDA.options(records=True)), "CPUExecutionProvider"]
     session = ort.InferenceSession(graph, options, providers=providers)
-    if session.get_providers()[0] != "CUDAExecutionProvider":
+    if session.get_providers()[0] != CUDA.name:
         sys.exit("the provider did not load")
     return session
 
@@ -61,14 +53,14 @@ def _record(session: ort.InferenceSession, batch: int, window: int) -> None:
         bind = binding.bind_input if is_input else binding.bind_output
         for one in values:
             shape = _shape(one.name, one.shape, batch, window)
-            number, size = _TYPES[one.type]
+            kind = TYPES[one.type]
             fed = next((name for name in memory if names.output_of(name) == one.name), one.name)
             if fed not in memory:
-                memory[fed] = np.zeros(prod(shape) * size + _ALIGNMENT, dtype=np.uint8)
+                memory[fed] = np.zeros(prod(shape) * kind.size + _ALIGNMENT, dtype=np.uint8)
             address = -(-memory[fed].ctypes.data // _ALIGNMENT) * _ALIGNMENT
-            bind(one.name, "cuda", 0, number, shape, address)
+            bind(one.name, CUDA.device_type, 0, kind.number, shape, address)
     options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "1")
+    options.add_run_config_entry(GRAPH_ID, "1")
     session.run_with_iobinding(binding, options)
 
 

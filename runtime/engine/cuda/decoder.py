@@ -3,8 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,40 +11,19 @@ from numpy.typing import NDArray
 
 from ... import names
 from ...limits import Limits
-from ..checks import finite_rows
-from ..gpu.engine import Wanted
 from ..gpu.memory import Memory
-from ..gpu.numbers import to_stored
-from ..gpu.piecewise import HeadRows
+from ..gpu.numbers import STORED, to_stored
+from ..gpu.piecewise import HeadRows, Wanted, read_head
 from ..protocol import FloatArray, IntArray
 from .cache import LEAST_ROWS, SlotCache
 from .provider import GRAPH_ID, UNRECORDED, Provider, named_error
+from .tensor_types import TYPES
 
 _MAX_ROWS = 64
 """Rows of logits that a run keeps room for, where there are no more slots than that."""
 _MAX_RECORDINGS = 64
 """ONNX Runtime forgets no recording: steps of other sizes behind these run unrecorded."""
 _MAX_BOUND = 64
-
-
-class _Type(NamedTuple):
-    """A type of tensors."""
-
-    number: int
-    """As ONNX numbers it."""
-    stored: str
-    """As `to_stored` calls it."""
-    size: int
-    """In bytes."""
-
-
-_TYPES = {
-    "tensor(float)": _Type(1, "FLOAT", 4),
-    "tensor(float16)": _Type(10, "HALF", 2),
-    "tensor(bfloat16)": _Type(16, "BF16", 2),
-    "tensor(int32)": _Type(6, "INT32", 4),
-    "tensor(int64)": _Type(7, "INT64", 8),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +74,7 @@ class Decoder:
         self._session, self._cache, self._layers = session, cache, layers
         self._limits, self._provider, self._device = limits, provider, memory.device
         values = (*session.get_inputs(), *session.get_outputs())
-        self._types = {one.name: _TYPES[one.type] for one in values}
+        self._types = {one.name: TYPES[one.type] for one in values}
         sizes = {one.name: one.shape[-1] for one in values}
         self._width, self._vocab_size = sizes[names.HIDDEN], sizes[names.LOGITS]
         self._max_rows = max(limits.max_slots, min(limits.prefill_chunk, _MAX_ROWS))
@@ -145,18 +123,10 @@ class Decoder:
         rows: IntArray,
         wanted: Wanted,
     ) -> HeadRows:
-        """Append tokens to some slots.
+        """Append tokens to some slots, as `PieceDecoder.run`.
 
-        Args:
-            first_slot: of B neighbours.
-            hidden: (B, S, C), at most `prefill_chunk` tokens each.
-            lengths: tokens that each slot has before, (B,); what it held behind them is gone.
-            rows: which of the flattened (B * S) tokens the head takes, (N,).
-            wanted: logits, or their best ids.
-
-        Returns:
-            What is wanted of these rows. More rows than a run has room for take several runs, which
-            write the same rows of the cache again.
+        What a slot held behind `lengths` is gone. More rows than a run has room for take several
+        runs, which write the same rows of the cache again.
         """
         batch, tokens, width = hidden.shape
         assert width == self._width, f"hidden states of {width}, the graph takes {self._width}"
@@ -181,7 +151,7 @@ class Decoder:
                 rows=max(1, len(some)),
             )
             self._run(sizes)
-            found.append(self._read(wanted, len(some)))
+            found.append(read_head(wanted, (len(some), self._vocab_size), self._copied))
         return HeadRows(*map(np.concatenate, zip(*found, strict=True)))
 
     def _run(self, sizes: _Sizes) -> None:
@@ -237,21 +207,9 @@ class Decoder:
     def _write(self, name: str, values: NDArray[Any]) -> None:
         self._device.write(self._addresses[name], to_stored(values, self._types[name].stored))
 
-    def _read(self, wanted: Wanted, num_rows: int) -> HeadRows:
-        """Copy logits, or 8 bytes a row: the best id, and a number that tells whether it holds.
-
-        Where a NaN is the highest, no logit equals it, and the id is behind the vocabulary.
-        """
-        if wanted == "logits":
-            logits = self._copied(names.LOGITS, (num_rows, self._vocab_size), np.float32)
-            return HeadRows(logits, finite_rows(logits))
-        is_finite = np.isfinite(self._copied(names.ENERGY, (num_rows,), np.float32))
-        best = self._copied(names.BEST, (num_rows,), np.int32).astype(np.int64)
-        return HeadRows(best, is_finite & (best >= 0) & (best < self._vocab_size))
-
-    def _copied(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-        values: NDArray[Any] = np.empty(shape, dtype=dtype)
-        if prod(shape):
+    def _copied(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        values: NDArray[Any] = np.empty(shape, dtype=STORED[self._types[name].stored])
+        if values.size:
             self._device.read(self._addresses[name], values)
         return values
 

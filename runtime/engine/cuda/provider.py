@@ -58,7 +58,7 @@ class Provider:
         """
         place = artifact.folder / path
         content = artifact.read_checked(path)
-        providers = [(self.name, self._options(records=records)), ("CPUExecutionProvider", {})]
+        providers = [(self.name, self.options(records=records)), ("CPUExecutionProvider", {})]
         try:
             session = ort.InferenceSession(
                 content, session_options(place), providers=providers[: 2 if self.is_gpu else 1]
@@ -103,7 +103,8 @@ class Provider:
             with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
                 ort.preload_dlls()
 
-    def _options(self, *, records: bool) -> dict[str, str]:
+    def options(self, *, records: bool) -> dict[str, str]:
+        """Give what ONNX Runtime is told about the provider."""
         if not self.is_gpu:
             return {}
         return {

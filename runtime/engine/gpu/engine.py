@@ -3,7 +3,7 @@
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from ..vision_inputs import vision_inputs
 from .device import Device
 from .memory import Memory
 from .pieces import Piece
-from .piecewise import HeadRows, SlotMemory, run_in_pieces
-
-Wanted = Literal["logits", "best"]
+from .piecewise import HeadRows, SlotMemory, Wanted, run_in_pieces
 
 
 class PieceDecoder(Protocol):
@@ -43,7 +41,10 @@ class PieceDecoder(Protocol):
             hidden: (B, S, C), at most `prefill_chunk` tokens each.
             lengths: tokens that each slot has before, (B,).
             rows: which of the flattened (B * S) tokens the head takes, (N,).
-            wanted: of these: logits, or their best ids.
+            wanted: logits, or their best ids.
+
+        Returns:
+            What is wanted of these rows.
         """
 
 

@@ -1,15 +1,18 @@
 """A step run piece by piece on a device, and what is done about rows that went wrong."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import names
 from ...limits import Limits
-from ..checks import check_rows, check_step
+from ..checks import check_rows, check_step, finite_rows
 from ..protocol import FloatArray, IntArray
 from .pieces import Piece, cut_step
+
+Wanted = Literal["logits", "best"]
 
 
 class HeadRows(NamedTuple):
@@ -19,6 +22,28 @@ class HeadRows(NamedTuple):
     """Logits (N, V) or ids (N,)."""
     is_finite: NDArray[np.bool_]
     """Of which rows all logits are finite, (N,)."""
+
+
+def read_head(
+    wanted: Wanted, shape: tuple[int, int], copied: Callable[[str, tuple[int, ...]], NDArray[Any]]
+) -> HeadRows:
+    """Copy logits of the last run (N, V), or their best ids (N,): 8 bytes for each row.
+
+    Whether a row's logits are finite is told by its sum of squares, and by an id: where a NaN is
+    the highest, no logit equals it, and the id is behind the vocabulary.
+
+    Args:
+        wanted: which of them.
+        shape: of the logits, (N, V).
+        copied: gives an output of the head, by name, of some shape.
+    """
+    num_rows, vocab_size = shape
+    if wanted == "logits":
+        logits = copied(names.LOGITS, shape)
+        return HeadRows(logits, finite_rows(logits))
+    is_finite = np.isfinite(copied(names.ENERGY, (num_rows,)))
+    best = copied(names.BEST, (num_rows,)).astype(np.int64)
+    return HeadRows(best, is_finite & (best >= 0) & (best < vocab_size))
 
 
 class SlotMemory(Protocol):

@@ -11,10 +11,9 @@ import numpy as np
 from ... import names
 from ...limits import Limits
 from ..gpu.device import Handle
-from ..gpu.engine import Wanted
 from ..gpu.memory import Memory
 from ..gpu.numbers import STORED, to_stored
-from ..gpu.piecewise import HeadRows
+from ..gpu.piecewise import HeadRows, Wanted
 from ..protocol import FloatArray, IntArray
 from .contract import cache_names
 from .head import Head
@@ -88,18 +87,7 @@ class Decoder:
         rows: IntArray,
         wanted: Wanted,
     ) -> HeadRows:
-        """Append tokens to some slots.
-
-        Args:
-            first_slot: of B neighbours.
-            hidden: (B, S, C), at most `prefill_chunk` tokens each.
-            lengths: tokens that each slot has before, (B,).
-            rows: which of the flattened (B * S) tokens the head takes.
-            wanted: logits, or their best ids.
-
-        Returns:
-            What is wanted of these rows.
-        """
+        """Append tokens to some slots, as `PieceDecoder.run`."""
         batch, tokens = hidden.shape[:2]
         needed = int(lengths.max()) + tokens
         window = min(self._limits.max_tokens, -(-needed // WINDOW_STEP) * WINDOW_STEP)

@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 
 from ... import names
 from ...limits import Limits
-from ..checks import finite_rows
-from ..gpu.engine import Wanted
 from ..gpu.memory import Memory
 from ..gpu.numbers import STORED, to_stored
-from ..gpu.piecewise import HeadRows
+from ..gpu.piecewise import HeadRows, Wanted, read_head
 from ..protocol import IntArray
 from .plan import Shape
 from .stage import Stage
@@ -58,19 +56,10 @@ class Head:
         self._stage.enqueue(shapes, addresses, owner)
 
     def read(self, wanted: Wanted, num_rows: int) -> HeadRows:
-        """Copy logits of the last run (N, V), or their best ids (N,): 8 bytes for each row.
+        """Copy logits of the last run (N, V), or their best ids (N,)."""
+        return read_head(wanted, (num_rows, self._vocab_size), self._copied)
 
-        Whether a row's logits are finite is told by its sum of squares, and by an id: where a NaN
-        is the highest, no logit equals it, and the id is behind the vocabulary.
-        """
-        if wanted == "logits":
-            logits = self._read(names.LOGITS, (num_rows, self._vocab_size))
-            return HeadRows(logits, finite_rows(logits))
-        is_finite = np.isfinite(self._read(names.ENERGY, (num_rows,)))
-        best = self._read(names.BEST, (num_rows,)).astype(np.int64)
-        return HeadRows(best, is_finite & (best < self._vocab_size))
-
-    def _read(self, name: str, shape: Shape) -> NDArray[Any]:
+    def _copied(self, name: str, shape: Shape) -> NDArray[Any]:
         stored = np.empty(shape, dtype=STORED[self.plan.dtype(name)])
         if stored.size:
             self._device.read(self._outputs[name], stored)

@@ -51,10 +51,10 @@ def test_a_provider_whose_libraries_do_not_load_is_refused_and_nothing_runs_on_t
 
 
 def test_the_provider_is_asked_for_exact_products_and_for_recordings_of_the_decoder() -> None:
-    options = CUDA._options(records=True)
+    options = CUDA.options(records=True)
     assert (options["use_tf32"], options["enable_cuda_graph"]) == ("0", "1")
-    assert CUDA._options(records=False)["enable_cuda_graph"] == "0"
-    assert HOST._options(records=True) == {}
+    assert CUDA.options(records=False)["enable_cuda_graph"] == "0"
+    assert HOST.options(records=True) == {}
 
 
 @pytest.mark.parametrize(
