@@ -25,10 +25,9 @@ from .graph_edits import (
     static_size,
     stored_initializer,
 )
-from .plain_router import give_plain_scores, normalised_router
+from .plain_router import normalised_router
 from .routed_experts import RoutedExperts, drop_unused_bodies, routed_experts, unpaired
-from .share_mixture import WeighedByShare
-from .softmax_mixture import WeighedBySum, Weighing
+from .share_mixture import weighing_of
 
 _FUSED = ("MoE", "QMoE", BLOCK_EXPERTS)
 """What a router may feed: what is made here, and what is made of integer codes before."""
@@ -77,7 +76,8 @@ class FuseExperts:
             made, weights = _relay_stored(graph, pair)
         else:
             made, weights = [], _relay_computed(tape, pair)
-        weighing = self._weighing(model, pair)
+        router = normalised_router(model, pair.scores) if self.cuts_routers else None
+        weighing = weighing_of(model, pair, router, num_experts=static_size(pair.gate, 0))
         attributes: dict[str, int | float | str] = {
             "k": static_size(pair.chosen, 1),
             "activation_type": "swiglu",
@@ -99,24 +99,6 @@ class FuseExperts:
             for value in (pair.gate, pair.up, pair.down):
                 drop_if_unused(graph, value)
         return made
-
-    def _weighing(self, model: ir.Model, pair: RoutedExperts) -> Weighing:
-        num_experts, dtype = static_size(pair.gate, 0), pair.hidden.dtype
-        router = normalised_router(model, pair.scores) if self.cuts_routers else None
-        if router is None:
-            return WeighedBySum(
-                chosen=pair.chosen, scores=pair.scores, num_experts=num_experts, dtype=dtype
-            )
-        give_plain_scores(model, router.node)
-        return WeighedByShare(
-            hidden=pair.hidden,
-            chosen=pair.chosen,
-            scores=pair.scores,
-            num_experts=num_experts,
-            num_shared=0,
-            factor=router.factor,
-            dtype=dtype,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,9 @@ from export.graph.edits import given
 from export.graph.widen import NARROW
 
 from .graph_edits import cast, ints, number, producer_of, static_size
-from .softmax_mixture import NEVER, TINY, scaled_in_fp32
+from .plain_router import Normalised, give_plain_scores
+from .routed_experts import RoutedExperts
+from .softmax_mixture import NEVER, TINY, WeighedBySum, Weighing, scaled_in_fp32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +107,37 @@ def _before_flattening(hidden: ir.Value) -> ir.Value | None:
     is_flattened = len(whole.shape) == 3 and len(hidden.shape) == 2
     same_width = whole.shape[-1] == hidden.shape[-1] and isinstance(hidden.shape[-1], int)
     return whole if is_flattened and same_width else None
+
+
+def weighing_of(
+    model: ir.Model,
+    experts: RoutedExperts,
+    router: Normalised | None,
+    *,
+    num_experts: int,
+    num_shared: int = 0,
+) -> Weighing:
+    """Say what experts weigh; a router that normalises stops to do so.
+
+    Args:
+        model: of the experts.
+        experts: that become one operator.
+        router: of them, if it normalises and may be changed.
+        num_experts: routed ones.
+        num_shared: experts behind them; only beside a router that normalises.
+    """
+    chosen, scores, hidden = experts.chosen, experts.scores, experts.hidden
+    if router is None:
+        return WeighedBySum(
+            chosen=chosen, scores=scores, num_experts=num_experts, dtype=hidden.dtype
+        )
+    give_plain_scores(model, router.node)
+    return WeighedByShare(
+        hidden=hidden,
+        chosen=chosen,
+        scores=scores,
+        num_experts=num_experts,
+        num_shared=num_shared,
+        factor=router.factor,
+        dtype=hidden.dtype,
+    )

@@ -27,10 +27,9 @@ from ...passes.blocks import BlockCodes, BlockScales
 from ...passes.expert_codes import ExpertCodes, SwiGLU, common_block
 from ...passes.graph_edits import neutral_nodes, put_in_place, register, static_size
 from ...passes.mixture import Mixture
-from ...passes.plain_router import Normalised, give_plain_scores, normalised_router
+from ...passes.plain_router import Normalised, normalised_router
 from ...passes.routed_experts import drop_unused_bodies, unpaired
-from ...passes.share_mixture import WeighedByShare
-from ...passes.softmax_mixture import WeighedBySum, Weighing
+from ...passes.share_mixture import weighing_of
 from ..expert_sizes import takes_shared, takes_sizes
 
 _TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -96,27 +95,6 @@ class _Experts:
         """Experts of a token, shared ones included."""
         return static_size(self.mixture.experts.chosen, 1) + self.codes.num_shared
 
-    def weighing(self, model: ir.Model) -> Weighing:
-        """Say what the experts weigh; a router that normalises stops to do so."""
-        mixture, num_experts = self.mixture, self.codes.routed.gate.shape[0]
-        if self.router is None:
-            return WeighedBySum(
-                chosen=mixture.experts.chosen,
-                scores=mixture.experts.scores,
-                num_experts=num_experts,
-                dtype=mixture.experts.hidden.dtype,
-            )
-        give_plain_scores(model, self.router.node)
-        return WeighedByShare(
-            hidden=mixture.experts.hidden,
-            chosen=mixture.experts.chosen,
-            scores=mixture.experts.scores,
-            num_experts=num_experts,
-            num_shared=self.codes.num_shared,
-            factor=self.router.factor,
-            dtype=mixture.experts.hidden.dtype,
-        )
-
 
 def _experts(model: ir.Model) -> Iterator[_Experts]:
     for node in neutral_nodes(model, EXPERTS_DOWN):
@@ -137,7 +115,14 @@ def _replace(model: ir.Model, experts: _Experts) -> tuple[BlockCodes | BlockScal
     graph, mixture, codes = model.graph, experts.mixture, experts.codes
     weights = codes.weights()
     up_codes, up_scales, down_codes, down_scales = register(graph, weights)
-    tape, weighing = ir.tape.Tape(), experts.weighing(model)
+    weighing = weighing_of(
+        model,
+        mixture.experts,
+        experts.router,
+        num_experts=codes.routed.gate.shape[0],
+        num_shared=codes.num_shared,
+    )
+    tape = ir.tape.Tape()
     logits = weighing.logits(tape)
     inputs = [mixture.experts.hidden, logits, up_codes, up_scales, None, down_codes, down_scales]
     attributes: dict[str, int | float | str] = {
